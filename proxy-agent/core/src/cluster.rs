@@ -1,0 +1,108 @@
+//! All Services and EndpointSlices that are known, indexed by what belongs together.
+
+use std::collections::hash_map::Entry as MapEntry;
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use crate::model::{Change, ObjectName, Service, Slice};
+
+/// Which list an event is about.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Kind {
+    /// Services.
+    Service,
+    /// EndpointSlices.
+    Slice,
+}
+
+/// The Services with their slices. Either may come first (EP-10).
+#[derive(Debug, Default)]
+pub struct Cluster {
+    entries: HashMap<ObjectName, Entry>,
+    /// The Service that each slice belongs to: a slice may move to another.
+    owners: HashMap<ObjectName, ObjectName>,
+}
+
+/// What is known of one Service.
+#[derive(Debug, Default)]
+struct Entry {
+    service: Option<Service>,
+    /// Few per Service; in the order of arrival, which decides nothing.
+    slices: Vec<(ObjectName, Slice)>,
+}
+
+impl Cluster {
+    /// The Service of this name, if it is to be served.
+    pub fn service(&self, name: &ObjectName) -> Option<&Service> {
+        self.entries.get(name)?.service.as_ref()
+    }
+
+    /// The slices of this Service.
+    pub fn slices(&self, name: &ObjectName) -> impl Iterator<Item = &Slice> {
+        self.entries.get(name).into_iter().flat_map(|entry| entry.slices.iter().map(|(_, slice)| slice))
+    }
+
+    /// All Services that are to be served, in no order.
+    pub fn services(&self) -> impl Iterator<Item = &ObjectName> {
+        self.entries.iter().filter(|(_, entry)| entry.service.is_some()).map(|(name, _)| name)
+    }
+
+    /// Takes a change in and adds the Services that it can affect to `touched`. A change that says nothing new touches none.
+    pub fn apply(&mut self, change: Change, touched: &mut BTreeSet<ObjectName>) {
+        match change {
+            Change::Service(name, service) => {
+                let entry = self.entries.entry(name.clone()).or_default();
+                if entry.service != service {
+                    entry.service = service;
+                    touched.insert(name.clone());
+                }
+                self.tidy(&name);
+            }
+            Change::Slice(name, slice) => self.apply_slice(name, slice, touched),
+        }
+    }
+
+    fn apply_slice(&mut self, name: ObjectName, slice: Option<Slice>, touched: &mut BTreeSet<ObjectName>) {
+        let owner = slice.as_ref().map(|s| s.service.clone());
+        if let Some(former) = self.owners.get(&name).cloned().filter(|former| Some(former) != owner.as_ref()) {
+            if let Some(entry) = self.entries.get_mut(&former) {
+                entry.slices.retain(|(n, _)| *n != name);
+            }
+            self.owners.remove(&name);
+            self.tidy(&former);
+            touched.insert(former);
+        }
+        let (Some(slice), Some(owner)) = (slice, owner) else { return };
+        let slices = &mut self.entries.entry(owner.clone()).or_default().slices;
+        match slices.iter_mut().find(|(n, _)| *n == name) {
+            Some((_, known)) if *known == slice => return,
+            Some((_, known)) => *known = slice,
+            None => slices.push((name.clone(), slice)),
+        }
+        self.owners.insert(name, owner.clone());
+        touched.insert(owner);
+    }
+
+    /// The changes that a complete list implies: everything of `kind` that is not in `listed` is gone.
+    pub fn missing_from(&self, kind: Kind, listed: &HashSet<ObjectName>) -> Vec<Change> {
+        match kind {
+            Kind::Service => {
+                let gone = self.services().filter(|name| !listed.contains(*name));
+                gone.map(|name| Change::Service(name.clone(), None)).collect()
+            }
+            Kind::Slice => {
+                let gone = self.owners.keys().filter(|name| !listed.contains(*name));
+                gone.map(|name| Change::Slice(name.clone(), None)).collect()
+            }
+        }
+    }
+
+    /// Forgets a name of which nothing is left.
+    fn tidy(&mut self, name: &ObjectName) {
+        if let MapEntry::Occupied(entry) = self.entries.entry(name.clone())
+            && entry.get().service.is_none()
+            && entry.get().slices.is_empty()
+        {
+            entry.remove();
+        }
+    }
+}

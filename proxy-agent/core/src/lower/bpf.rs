@@ -1,0 +1,209 @@
+//! Objects of the eBPF dataplane: entries of the maps that [`proxy_abi`] describes.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use proxy_abi as abi;
+
+use super::{Lowering, ObjectsOf, StepOf, seat};
+use crate::forward::{Flow, Route, Verdict};
+use crate::ledger::{Objects, Step};
+use crate::model::{Family, Frontend, ObjectName, Protocol, ServicePortName};
+use crate::slots::{Observed, PortKey, Slots};
+use crate::view::{ServiceView, Views};
+
+/// An entry of a map. Ordered so that what is pointed at comes before what points there.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Key {
+    /// `NAMES`
+    Name(u32),
+    /// `SLOTS`
+    Slot(abi::SlotKey),
+    /// `MEMBERS`
+    Member(abi::MemberKey),
+    /// `FRONTENDS`
+    Frontend(abi::FrontendKey),
+}
+
+/// The value of the entry, of the same map as its key.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Value {
+    /// `NAMES`: the [label](ServicePortName::label).
+    Name(Arc<str>),
+    /// `SLOTS`
+    Slot(abi::Addr),
+    /// `MEMBERS`
+    Member,
+    /// `FRONTENDS`
+    Frontend(abi::Frontend),
+}
+
+/// Both families share the maps.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Bpf;
+
+impl Lowering for Bpf {
+    type Key = Key;
+    type Value = Value;
+
+    fn base(&self) -> ObjectsOf<Self> {
+        Objects::new()
+    }
+
+    fn service(&self, name: &ObjectName, routes: &[(Frontend, Route)], slots: &mut Slots) -> ObjectsOf<Self> {
+        let mut objects = Objects::new();
+        for (frontend, route, seat) in seat(name, routes.iter(), slots) {
+            let (service, count) = (seat.id, seat.slots.len() as u32);
+            objects.insert(Key::Frontend(frontend_key(frontend)), Value::Frontend(abi::Frontend { service, count }));
+            objects.insert(Key::Name(service), Value::Name(route.port.label().into()));
+            for (slot, &backend) in (0..).zip(&seat.slots) {
+                let backend = to_addr(backend);
+                objects.insert(Key::Slot(abi::SlotKey { service, slot }), Value::Slot(backend));
+                if frontend.protocol == Protocol::Udp {
+                    objects.insert(Key::Member(abi::MemberKey { service, backend }), Value::Member);
+                }
+            }
+        }
+        objects
+    }
+
+    fn order(steps: &mut Vec<StepOf<Self>>) {
+        // Written from what is pointed at to what points there, deleted the other way round.
+        steps.sort_by_cached_key(|step| match step {
+            Step::Add(key, _) | Step::Replace(key, _, _) => (0, rank(key), *key),
+            Step::Delete(key, _) => (1, 3 - rank(key), *key),
+        });
+    }
+
+    fn lingers(_: &Key) -> bool {
+        // A program that finds a slot gone reads the frontend again.
+        false
+    }
+
+    fn seats(objects: &ObjectsOf<Self>) -> BTreeMap<(ObjectName, PortKey), Observed> {
+        let mut seats = BTreeMap::new();
+        for (frontend, value) in frontends(objects) {
+            let Some(port) = port_name(objects, value.service, frontend.protocol) else { continue };
+            let key = PortKey { name: port.port, protocol: frontend.protocol, family: Family::of(frontend.ip) };
+            let slots = slots(objects, value.service).map(|(slot, backend)| (slot, from_addr(backend)));
+            seats.entry((port.service, key)).or_insert_with(|| (value.service, slots.collect()));
+        }
+        seats
+    }
+
+    fn decide(objects: &ObjectsOf<Self>, flow: &Flow) -> Verdict {
+        let Some(Value::Frontend(frontend)) = objects.get(&Key::Frontend(frontend_key(&flow.frontend()))) else {
+            return Verdict::Untouched;
+        };
+        let backends = (0..frontend.count).map(|slot| match objects.get(&Key::Slot(abi::SlotKey { service: frontend.service, slot })) {
+            Some(Value::Slot(addr)) => Some(from_addr(*addr)),
+            _ => None,
+        });
+        // The programs refuse where a slot stays empty.
+        backends.collect::<Option<Vec<_>>>().map_or(Verdict::Rejected, Verdict::to)
+    }
+
+    fn view(objects: &ObjectsOf<Self>) -> Vec<ServiceView> {
+        let mut views = Views::default();
+        for (frontend, value) in frontends(objects) {
+            let unnamed = || ServicePortName {
+                service: ObjectName::new("?", value.service.to_string()),
+                port: "".into(),
+                protocol: frontend.protocol,
+            };
+            let port = port_name(objects, value.service, frontend.protocol).unwrap_or_else(unnamed);
+            let used = slots(objects, value.service).take_while(|(slot, _)| *slot < value.count);
+            views.add(port, &frontend, used.map(|(_, backend)| from_addr(backend)));
+        }
+        views.finish()
+    }
+}
+
+fn rank(key: &Key) -> u8 {
+    match key {
+        Key::Name(_) => 0,
+        Key::Slot(_) => 1,
+        Key::Member(_) => 2,
+        Key::Frontend(_) => 3,
+    }
+}
+
+fn frontends(objects: &ObjectsOf<Bpf>) -> impl Iterator<Item = (Frontend, &abi::Frontend)> {
+    objects.iter().filter_map(|(key, value)| match (key, value) {
+        (Key::Frontend(key), Value::Frontend(value)) => {
+            let addr = from_addr(key.addr);
+            Some((Frontend { ip: addr.ip(), port: addr.port(), protocol: Protocol::from_number(key.protocol)? }, value))
+        }
+        _ => None,
+    })
+}
+
+fn slots(objects: &ObjectsOf<Bpf>, service: u32) -> impl Iterator<Item = (u32, abi::Addr)> {
+    let all = Key::Slot(abi::SlotKey { service, slot: 0 })..=Key::Slot(abi::SlotKey { service, slot: u32::MAX });
+    objects.range(all).filter_map(|(key, value)| match (key, value) {
+        (Key::Slot(key), Value::Slot(addr)) => Some((key.slot, *addr)),
+        _ => None,
+    })
+}
+
+fn port_name(objects: &ObjectsOf<Bpf>, service: u32, protocol: Protocol) -> Option<ServicePortName> {
+    match objects.get(&Key::Name(service))? {
+        Value::Name(label) => ServicePortName::from_label(label, protocol),
+        _ => None,
+    }
+}
+
+fn frontend_key(frontend: &Frontend) -> abi::FrontendKey {
+    abi::FrontendKey::new(to_addr(SocketAddr::new(frontend.ip, frontend.port)), frontend.protocol.number())
+}
+
+/// The form of an address in the maps.
+pub fn to_addr(addr: SocketAddr) -> abi::Addr {
+    let port = addr.port().to_be();
+    match addr.ip() {
+        IpAddr::V4(ip) => abi::Addr::v4(u32::from_ne_bytes(ip.octets()), port),
+        IpAddr::V6(ip) => {
+            let o = ip.octets();
+            let word = |i: usize| u32::from_ne_bytes([o[i], o[i + 1], o[i + 2], o[i + 3]]);
+            abi::Addr::v6([word(0), word(4), word(8), word(12)], port)
+        }
+    }
+}
+
+/// The inverse of [`to_addr`].
+pub fn from_addr(addr: abi::Addr) -> SocketAddr {
+    let mut octets = [0; 16];
+    for (bytes, word) in octets.chunks_exact_mut(4).zip(addr.ip) {
+        bytes.copy_from_slice(&word.to_ne_bytes());
+    }
+    let v6 = Ipv6Addr::from(octets);
+    let ip = v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), |v4: Ipv4Addr| IpAddr::V4(v4));
+    SocketAddr::new(ip, u16::from_be(addr.port))
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Key::Name(service) => write!(f, "names[{service}]"),
+            Key::Slot(key) => write!(f, "slots[{} {}]", key.service, key.slot),
+            Key::Member(key) => write!(f, "members[{} {}]", key.service, from_addr(key.backend)),
+            Key::Frontend(key) => match Protocol::from_number(key.protocol) {
+                Some(protocol) => write!(f, "frontends[{}/{protocol}]", from_addr(key.addr)),
+                None => write!(f, "frontends[{}/{}]", from_addr(key.addr), key.protocol),
+            },
+        }
+    }
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::Name(name) => f.write_str(name),
+            Value::Slot(addr) => write!(f, "{}", from_addr(*addr)),
+            Value::Member => f.write_str("yes"),
+            Value::Frontend(value) => write!(f, "service {} count {}", value.service, value.count),
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! The vocabulary: Services, EndpointSlices and their parts, reduced to what decides about packets.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+/// Namespace and name of a Service or EndpointSlice. Ordered by namespace, then name.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectName {
+    /// Kubernetes namespace.
+    pub namespace: Arc<str>,
+    /// Name within the namespace.
+    pub name: Arc<str>,
+}
+
+impl ObjectName {
+    /// The name of an object in a namespace.
+    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl fmt::Debug for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// IP family. Each family of a Service is served on its own (SVC-05).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both families, in the order in which they are shown.
+    pub const ALL: [Family; 2] = [Family::V4, Family::V6];
+
+    /// The family of an address.
+    pub fn of(ip: IpAddr) -> Self {
+        if ip.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Family::V4 => "IPv4",
+            Family::V6 => "IPv6",
+        })
+    }
+}
+
+/// Transport protocol of a Service port.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Protocol {
+    /// TCP, IP protocol 6.
+    Tcp,
+    /// UDP, IP protocol 17.
+    Udp,
+    /// SCTP, IP protocol 132.
+    Sctp,
+}
+
+impl Protocol {
+    /// The IP protocol number (IANA).
+    pub const fn number(self) -> u8 {
+        match self {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+            Protocol::Sctp => 132,
+        }
+    }
+
+    /// The protocol of an IP protocol number, if it is one that Services know.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            6 => Some(Protocol::Tcp),
+            17 => Some(Protocol::Udp),
+            132 => Some(Protocol::Sctp),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+            Protocol::Sctp => "SCTP",
+        })
+    }
+}
+
+impl std::str::FromStr for Protocol {
+    type Err = ();
+
+    /// Upper case as in Kubernetes objects, lower case as people type it.
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "TCP" | "tcp" => Ok(Protocol::Tcp),
+            "UDP" | "udp" => Ok(Protocol::Udp),
+            "SCTP" | "sctp" => Ok(Protocol::Sctp),
+            _ => Err(()),
+        }
+    }
+}
+
+/// Identity of a Service port (SVC-04): what endpoints are matched to and what the kernel's objects are named after.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServicePortName {
+    /// The Service.
+    pub service: ObjectName,
+    /// Name of the port; empty for the only port of a Service.
+    pub port: Arc<str>,
+    /// Protocol of the port.
+    pub protocol: Protocol,
+}
+
+impl ServicePortName {
+    /// `namespace/name:port`, or `namespace/name` for a port without a name: the form that is stored in the kernel.
+    pub fn label(&self) -> String {
+        if self.port.is_empty() { self.service.to_string() } else { format!("{}:{}", self.service, self.port) }
+    }
+
+    /// The inverse of [`label`](Self::label); the protocol is told by the frontend beside it.
+    pub fn from_label(label: &str, protocol: Protocol) -> Option<Self> {
+        let (namespace, rest) = label.split_once('/')?;
+        let (name, port) = rest.split_once(':').unwrap_or((rest, ""));
+        Some(Self { service: ObjectName::new(namespace, name), port: port.into(), protocol })
+    }
+}
+
+impl fmt::Display for ServicePortName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.label(), self.protocol)
+    }
+}
+
+impl fmt::Debug for ServicePortName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A Service that is to be served: what of its object decides about packets (SVC-15). A Service that is not to be served
+/// (headless, ExternalName, another proxy's) has no such value.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Service {
+    /// ClusterIPs, at most one per family, IPv4 first.
+    pub cluster_ips: Vec<IpAddr>,
+    /// Ports in the order of the object.
+    pub ports: Box<[ServicePort]>,
+}
+
+/// One port of a [`Service`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServicePort {
+    /// Empty for the only port of a Service.
+    pub name: Arc<str>,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Port number of the frontends.
+    pub port: u16,
+}
+
+/// An EndpointSlice, reduced to what decides about packets.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Slice {
+    /// The Service that the slice belongs to (EP-02).
+    pub service: ObjectName,
+    /// Ports; the endpoints listen on all of them.
+    pub ports: Box<[SlicePort]>,
+    /// Endpoints, their addresses all of one family (EP-03).
+    pub endpoints: Box<[Endpoint]>,
+}
+
+/// One port of a [`Slice`] (EP-04: it has a number).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SlicePort {
+    /// Matches [`ServicePort::name`].
+    pub name: Arc<str>,
+    /// Matches [`ServicePort::protocol`].
+    pub protocol: Protocol,
+    /// Port number of the backends.
+    pub port: u16,
+}
+
+/// One endpoint of a [`Slice`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Endpoint {
+    /// The first address of the object's endpoint (EP-06).
+    pub ip: IpAddr,
+    /// Its conditions, defaults applied.
+    pub state: EndpointState,
+}
+
+/// Conditions of an endpoint (EP-07). The order settles which of several copies of one address counts (EP-09): a pod that has
+/// inherited the address of a terminating one speaks for it, ready or not.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum EndpointState {
+    /// Terminating and no longer serving: never used (EP-14).
+    Gone,
+    /// Serving while terminating: used when nothing is ready (EP-12).
+    Draining,
+    /// Running and not ready: not used (EP-20).
+    NotReady,
+    /// Ready.
+    Ready,
+}
+
+/// An address, port and protocol that is served. Ordered by address, then port, then protocol.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Frontend {
+    /// Virtual IP.
+    pub ip: IpAddr,
+    /// Port number.
+    pub port: u16,
+    /// Transport protocol.
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for Frontend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", SocketAddr::new(self.ip, self.port), self.protocol)
+    }
+}
+
+impl fmt::Debug for Frontend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// One object that was added, altered (`Some`) or is gone (`None`).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// A Service; `None` also for one that is not to be served.
+    Service(ObjectName, Option<Service>),
+    /// An EndpointSlice; `None` also for one that is not to be used.
+    Slice(ObjectName, Option<Slice>),
+}

@@ -1,0 +1,208 @@
+//! Processes that end with the test that started them, in a network namespace if need be.
+
+use std::collections::hash_map::RandomState;
+use std::fs::{self, File, OpenOptions};
+use std::hash::BuildHasher;
+use std::io;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::mpsc::{self, Sender, SyncSender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, getppid};
+
+/// Lines of a log that an error shows.
+const TAIL: usize = 30;
+
+/// A named network namespace, as `ip netns add` makes it.
+pub struct Netns {
+    name: String,
+    file: File,
+}
+
+impl Netns {
+    /// Opens the namespace of that name.
+    pub fn open(name: &str) -> Result<Self> {
+        let path = Path::new("/run/netns").join(name);
+        let file = File::open(&path)
+            .with_context(|| format!("network namespace {name}: cannot open {} (`ip netns add {name}` makes it)", path.display()))?;
+        Ok(Self { name: name.to_owned(), file })
+    }
+}
+
+/// A command that will run in `netns`, or where the caller is.
+pub fn command(program: &Path, netns: Option<&Netns>) -> Command {
+    let mut command = Command::new(program);
+    // What these programs talk to is in the test's own network, which an HTTP proxy of the machine cannot reach.
+    for variable in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"] {
+        command.env_remove(variable);
+    }
+    if let Some(netns) = netns {
+        // The command may be run after `netns` is gone, so it gets a file of its own.
+        let file = netns.file.try_clone();
+        before_exec(&mut command, move || match &file {
+            Ok(file) => Ok(setns(file, CloneFlags::CLONE_NEWNET)?),
+            Err(error) => Err(error.kind().into()),
+        });
+    }
+    command
+}
+
+/// Registers a function that the new process runs before its program. The function makes system calls and nothing else: between
+/// fork and exec no lock may be taken, so no memory allocated.
+#[allow(unsafe_code)]
+fn before_exec(command: &mut Command, function: impl FnMut() -> io::Result<()> + Send + Sync + 'static) {
+    // SAFETY: both callers, in this file, pass functions that only make system calls (setns, prctl, getppid).
+    unsafe { command.pre_exec(function) };
+}
+
+/// A process in the background, with its output in a log file. It is killed when this value is dropped, and when the test's
+/// process ends in any way.
+pub struct Process {
+    name: &'static str,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `command`; its output is appended to `log`.
+    pub fn spawn(name: &'static str, mut command: Command, log: &Path) -> Result<Self> {
+        let file = OpenOptions::new().create(true).append(true).open(log).with_context(|| format!("cannot write {}", log.display()))?;
+        let errors = file.try_clone().with_context(|| format!("cannot write {}", log.display()))?;
+        command.stdin(Stdio::null()).stdout(file).stderr(errors);
+        let parent = Pid::this();
+        before_exec(&mut command, move || {
+            set_pdeathsig(Signal::SIGKILL)?;
+            // The parent may have ended before that took effect.
+            if getppid() == parent { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
+        });
+        let program = command.get_program().display().to_string();
+        let child = spawn_from_lasting_thread(command).with_context(|| format!("cannot start {name} ({program})"))?;
+        Ok(Self { name, child, log: log.to_owned() })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Fails, with the tail of the log, if the process has ended.
+    pub fn alive(&mut self) -> Result<()> {
+        match self.child.try_wait().with_context(|| format!("{} (pid {})", self.name, self.pid()))? {
+            None => Ok(()),
+            Some(status) => bail!("{} ended by itself ({status})\n{}", self.name, self.tail()),
+        }
+    }
+
+    /// Asks the process to end and waits for it; one that is still there after `grace` is killed, which is an error.
+    pub fn stop(mut self, grace: Duration) -> Result<()> {
+        self.alive()?;
+        let pid = Pid::from_raw(i32::try_from(self.pid()).context("a process id")?);
+        kill(pid, Signal::SIGTERM).with_context(|| format!("cannot end {} (pid {pid})", self.name))?;
+        let deadline = Instant::now() + grace;
+        while self.child.try_wait()?.is_none() {
+            if Instant::now() >= deadline {
+                bail!("{} (pid {pid}) did not end within {grace:?} and was killed\n{}", self.name, self.tail());
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// The end of its log, with the log's path above.
+    pub fn tail(&self) -> String {
+        // A log may have any bytes in it: a test's error must not fail over them.
+        let text = fs::read(&self.log).map_or_else(|error| error.to_string(), |bytes| String::from_utf8_lossy(&bytes).into_owned());
+        let lines: Vec<&str> = text.lines().collect();
+        let first = lines.len().saturating_sub(TAIL);
+        format!("--- {} (last lines)\n{}", self.log.display(), lines[first..].join("\n"))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Fails only for a process that has been waited for.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// "Dies with its parent" means: with the thread that started it. A test's thread ends with the test, while a control plane may
+/// be shared by all tests of a process, so processes are started by one thread that never ends.
+fn spawn_from_lasting_thread(command: Command) -> Result<Child> {
+    type Job = (Command, SyncSender<io::Result<Child>>);
+    static SPAWNER: OnceLock<Sender<Job>> = OnceLock::new();
+    let spawner = SPAWNER.get_or_init(|| {
+        let (sender, jobs) = mpsc::channel::<Job>();
+        thread::spawn(move || {
+            for (mut command, answer) in jobs {
+                // An answer that nobody waits for is dropped.
+                let _ = answer.send(command.spawn());
+            }
+        });
+        sender
+    });
+    let (sender, answer) = mpsc::sync_channel(1);
+    spawner.send((command, sender)).map_err(|_| anyhow!("the thread that starts processes is gone"))?;
+    Ok(answer.recv()??)
+}
+
+/// Ports of 127.0.0.1 in `netns` that nobody listens on now.
+///
+/// They are taken from below the range of connections' own ports (`ip_local_port_range`) and of NodePorts, so that no
+/// connection takes the API server's port while it restarts.
+pub fn free_ports<const N: usize>(netns: Option<&Netns>) -> Result<[u16; N]> {
+    let find = || -> Result<[u16; N]> {
+        // Listening on all of them at once makes them differ.
+        let mut listeners = Vec::new();
+        while listeners.len() < N {
+            listeners.push(listen_somewhere()?);
+        }
+        let mut ports = [0; N];
+        for (port, listener) in ports.iter_mut().zip(&listeners) {
+            *port = listener.local_addr()?.port();
+        }
+        Ok(ports)
+    };
+    match netns {
+        None => find(),
+        // A thread of its own: entering the namespace is for good.
+        Some(netns) => thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(&netns.file, CloneFlags::CLONE_NEWNET).context("cannot enter it (root is needed)")?;
+                loopback_is_up(&netns.name)?;
+                find()
+            });
+            thread.join().map_err(|_| anyhow!("panicked"))?.with_context(|| format!("network namespace {}", netns.name))
+        }),
+    }
+}
+
+/// Listening on 127.0.0.1 works while the device is down, connecting does not, and etcd's clients would try it for a long time.
+fn loopback_is_up(netns: &str) -> Result<()> {
+    let listener = listen_somewhere()?;
+    TcpStream::connect_timeout(&listener.local_addr()?, Duration::from_secs(1))
+        .with_context(|| format!("cannot connect to 127.0.0.1 in it (`ip -n {netns} link set lo up`)"))?;
+    Ok(())
+}
+
+fn listen_somewhere() -> Result<TcpListener> {
+    let mut last = None;
+    for _ in 0..100 {
+        let random = RandomState::new().hash_one(0);
+        let port = 10_000 + u16::try_from(random % 20_000)?;
+        match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.map_or_else(|| anyhow!("no try was made"), Into::into)).context("no free port of 127.0.0.1 between 10000 and 29999")
+}

@@ -1,0 +1,35 @@
+//! Developer commands of proxy-agent: `cargo xtask <command>`.
+
+mod ebpf;
+mod packages;
+mod run;
+
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Developer commands of proxy-agent", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build the kernel programs into proxy-ebpf/proxy-ebpf.o, the object that the agent embeds
+    Ebpf(ebpf::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Ebpf(args) => ebpf::run(&args),
+    }
+}
+
+/// The folder of the workspace.
+fn workspace() -> PathBuf {
+    // Cargo sets the variable when it runs us; it is right even for a binary that was compiled in another checkout.
+    let here = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+    here.parent().map(Path::to_path_buf).unwrap_or(here)
+}
