@@ -1,1 +1,12 @@
-//! agent
+//! The agent: effects around [`proxy_core`].
+
+pub mod agent;
+pub mod bpf;
+pub mod cli;
+pub mod dataplane;
+pub mod dump;
+pub mod log;
+pub mod modes;
+pub mod nft;
+pub mod programmer;
+pub mod source;

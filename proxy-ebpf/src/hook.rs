@@ -23,6 +23,8 @@ const ECONNREFUSED: i32 = 111;
 pub(crate) trait Family {
     fn read(context: *mut bpf_sock_addr) -> [u32; 4];
     fn write(context: *mut bpf_sock_addr, ip: [u32; 4]);
+    /// Whether a datagram goes where its socket is connected to.
+    fn connected(context: *mut bpf_sock_addr, remote: &Addr) -> bool;
 }
 
 pub(crate) struct V4;
@@ -40,6 +42,16 @@ impl Family for V4 {
     fn write(context: *mut bpf_sock_addr, ip: [u32; 4]) {
         // SAFETY: as above.
         unsafe { write_volatile(&raw mut (*context).user_ip4, ip[3]) }
+    }
+
+    /// An IPv6 socket that is connected to a v4-mapped address comes by here, with that address, at every send().
+    #[inline(always)]
+    fn connected(context: *mut bpf_sock_addr, remote: &Addr) -> bool {
+        // SAFETY: as above; the socket of a context is never null.
+        unsafe {
+            let socket = read_volatile(&raw const (*context).__bindgen_anon_1.sk);
+            read_volatile(&raw const (*socket).dst_ip4) == remote.ip[3] && read_volatile(&raw const (*socket).dst_port) == remote.port
+        }
     }
 }
 
@@ -67,6 +79,12 @@ impl Family for V6 {
             write_volatile(&raw mut (*context).user_ip6[3], ip[3]);
         }
     }
+
+    /// The kernel runs the hook only where an address is given.
+    #[inline(always)]
+    fn connected(_context: *mut bpf_sock_addr, _remote: &Addr) -> bool {
+        false
+    }
 }
 
 #[inline(always)]
@@ -80,6 +98,8 @@ pub(crate) fn connect<F: Family>(context: SockAddrContext) -> i32 {
 #[inline(always)]
 pub(crate) fn send<F: Family>(context: SockAddrContext) -> i32 {
     match call::<F>(&context) {
+        // Decided at connect().
+        Some(call) if F::connected(context.sock_addr, &call.remote) => PROCEED,
         Some(call) => obey::<F>(&context, translate::send(&call)),
         None => PROCEED,
     }

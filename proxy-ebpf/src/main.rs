@@ -4,6 +4,8 @@
 #![no_std]
 #![no_main]
 #![allow(unsafe_code, reason = "every map access and every field of a context is behind a raw pointer here")]
+// The macro drops the doc comment of a program, and nothing here has a caller in Rust.
+#![allow(missing_docs, unreachable_pub)]
 
 mod hook;
 mod maps;

@@ -34,7 +34,8 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How a control plane is set up. The default is one on loopback in the caller's own network namespace.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Name of the network namespace (`ip netns`) that etcd and the API server run in; its loopback device must be up.
+    /// Name of the network namespace (`ip netns`) that etcd and the API server run in; its loopback device must be up. `None`
+    /// is the one of the thread that starts them.
     pub netns: Option<String>,
     /// Addresses of that namespace, beside loopback, at which others reach the API server; its certificate is valid for all of
     /// them. The first one is what kubeconfigs name; the first one of the first service range's family is the endpoint of
@@ -92,7 +93,7 @@ pub struct ControlPlane {
     path: PathBuf,
     binaries: Binaries,
     options: Options,
-    netns: Option<Netns>,
+    netns: Netns,
     port: u16,
     etcd_port: u16,
 }
@@ -102,15 +103,15 @@ impl ControlPlane {
     /// [`ControlPlane::wait_ready`].
     pub fn start(options: Options) -> Result<Self> {
         let binaries = binaries()?;
-        let netns = options.netns.as_deref().map(Netns::open).transpose()?;
+        let netns = options.netns.as_deref().map_or_else(Netns::current, Netns::open)?;
         let dir = tempfile::Builder::new().prefix("controlplane-").tempdir().context("a directory for the control plane's data")?;
         let path = dir.path().to_owned();
 
-        let [etcd_port, peer_port, free_port] = process::free_ports(netns.as_ref())?;
+        let [etcd_port, peer_port, free_port] = process::free_ports(&netns)?;
         let port = options.port.unwrap_or(free_port);
         write_keys(&binaries, &path, &options)?;
         write_users(&path, &options, port)?;
-        let etcd = start_etcd(&binaries, &path, netns.as_ref(), etcd_port, peer_port)?;
+        let etcd = start_etcd(&binaries, &path, &netns, etcd_port, peer_port)?;
         let mut this = Self { apiserver: None, etcd, dir: Some(dir), path, binaries, options, netns, port, etcd_port };
         this.start_apiserver()?;
         Ok(this)
@@ -124,9 +125,8 @@ impl ControlPlane {
             self.alive()?;
             // `default/kubernetes` is made a moment after /readyz says ok, and last of all: it takes the namespace and an
             // address.
-            let answer = self
-                .kubectl(&["get", "--raw", "/readyz"], None)
-                .and_then(|_| self.kubectl(&["get", "service", "kubernetes", "--namespace=default"], None));
+            let get = |what: &[&str]| self.kubectl(&[&["get", "--request-timeout=5s"], what].concat(), None);
+            let answer = get(&["--raw", "/readyz"]).and_then(|_| get(&["service", "kubernetes", "--namespace=default"]));
             let Err(error) = answer else { return Ok(()) };
             if Instant::now() >= deadline {
                 let log = self.apiserver.as_ref().map_or_else(String::new, Process::tail);
@@ -164,7 +164,7 @@ impl ControlPlane {
         let flags = [
             ("bind-address", bind_address(&self.options.addresses).to_owned()),
             ("secure-port", self.port.to_string()),
-            ("etcd-servers", format!("http://127.0.0.1:{}", self.etcd_port)),
+            ("etcd-servers", self.etcd_url()),
             ("tls-cert-file", file("apiserver.crt")),
             ("tls-private-key-file", file("apiserver.key")),
             ("token-auth-file", file("tokens.csv")),
@@ -231,6 +231,17 @@ impl ControlPlane {
         run(command, stdin).with_context(|| format!("kubectl {}", args.join(" ")))
     }
 
+    /// Makes a Node with these addresses. kube-proxy does not start to serve before its own Node has one.
+    pub fn add_node(&self, name: &str, addresses: &[IpAddr]) -> Result<()> {
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}});
+        self.kubectl(&["apply", "-f", "-"], Some(&node.to_string()))?;
+        let internal: Vec<Value> = addresses.iter().map(|address| json!({"type": "InternalIP", "address": address})).collect();
+        // The status is an object of its own to the API server: `apply` would drop it.
+        let status = json!({"status": {"addresses": internal}}).to_string();
+        self.kubectl(&["patch", "node", name, "--subresource=status", "--type=merge", "--patch", &status], None)?;
+        Ok(())
+    }
+
     /// Makes Services `svc-00000`, `svc-00001`, ... up to `services` in all, with so many endpoints each; 10,000 take seconds.
     /// `args` are more flags of `fill create`, such as `["-endpoint-ip", "10.1.1.2", "-target-port", "8080"]`. Returns its line
     /// of JSON.
@@ -266,7 +277,7 @@ impl ControlPlane {
 
     /// A command in the control plane's network namespace.
     fn command(&self, program: &Path) -> Command {
-        process::command(program, self.netns.as_ref())
+        process::command(program, &self.netns)
     }
 }
 
@@ -313,7 +324,7 @@ fn url(address: IpAddr, port: u16) -> String {
     format!("https://{}", SocketAddr::new(address, port))
 }
 
-fn start_etcd(binaries: &Binaries, path: &Path, netns: Option<&Netns>, port: u16, peer_port: u16) -> Result<Process> {
+fn start_etcd(binaries: &Binaries, path: &Path, netns: &Netns, port: u16, peer_port: u16) -> Result<Process> {
     let mut command = process::command(&binaries.etcd, netns);
     let clients = format!("http://127.0.0.1:{port}");
     let peers = format!("http://127.0.0.1:{peer_port}");

@@ -77,9 +77,9 @@ fn check(built: &[u8], committed: &[u8], here: &str, recorded: &str) -> Result<(
         bail!("{OBJECT} is not what the sources give. Run `cargo xtask ebpf` and commit {OBJECT}");
     }
     bail!(
-        "the toolchain differs from the one that made {OBJECT}, so the two cannot be compared; the sources are not to blame for \
-         that. The object was made with\n{}and here is\n{}Either install the versions of the first list, or run `cargo xtask \
-         ebpf` with the second and commit {OBJECT} and {TOOLCHAIN}",
+        "the toolchain differs from the one that made {OBJECT}, so that the object built here is another one says nothing about \
+         the sources. The object was made with\n{}and here is\n{}Either install the versions of the first list, or run `cargo \
+         xtask ebpf` with the second and commit {OBJECT} and {TOOLCHAIN}",
         indent(recorded),
         indent(here)
     )
@@ -135,14 +135,16 @@ fn linker() -> Result<PathBuf> {
     let linker = folder.join("bin/bpf-linker");
     if !linker.exists() {
         eprintln!("Building bpf-linker {LINKER_VERSION} into {} (once, some minutes)", folder.display());
-        run::run(cargo()
-            .current_dir("/")
-            .args(["install", "--quiet", "--locked", "bpf-linker", "--version", LINKER_VERSION])
-            .args(["--no-default-features", "--features", "llvm-22", "--root"])
-            .arg(&folder)
-            .env("LLVM_PREFIX", LLVM)
-            .env("LLVM_SYS_221_PREFIX", LLVM)
-            .env("CARGO_ENCODED_RUSTFLAGS", format!("-L{LLVM}/lib")))
+        run::run(
+            cargo()
+                .current_dir("/")
+                .args(["install", "--quiet", "--locked", "bpf-linker", "--version", LINKER_VERSION])
+                .args(["--no-default-features", "--features", "llvm-22", "--root"])
+                .arg(&folder)
+                .env("LLVM_PREFIX", LLVM)
+                .env("LLVM_SYS_221_PREFIX", LLVM)
+                .env("CARGO_ENCODED_RUSTFLAGS", format!("-L{LLVM}/lib")),
+        )
         .context("bpf-linker does not build")?;
     }
     Ok(linker)

@@ -143,3 +143,38 @@ pub mod capacity {
     /// `FLOWS` and `REVERSE`, which forget the least recently used.
     pub const SOCKETS: u32 = 131_072;
 }
+
+/// What may be handed to the kernel as bytes and read back from it.
+///
+/// # Safety
+///
+/// The type has no padding, and every pattern of bits is a value of it.
+#[allow(unsafe_code)]
+pub unsafe trait Plain: Copy + 'static {
+    /// All bits zero.
+    const ZERO: Self;
+}
+
+macro_rules! plain {
+    ($($type:ty = $zero:expr, $size:literal bytes;)*) => {$(
+        // SAFETY: `repr(C)` or primitive, integers only; the assertion below says that the fields fill the size.
+        #[allow(unsafe_code)]
+        unsafe impl Plain for $type {
+            const ZERO: Self = $zero;
+        }
+        const _: () = assert!(size_of::<$type>() == $size);
+    )*};
+}
+
+plain! {
+    u8 = 0, 1 bytes;
+    u32 = 0, 4 bytes;
+    Addr = Addr::v6([0; 4], 0), 20 bytes;
+    FrontendKey = FrontendKey::new(Addr::ZERO, 0), 24 bytes;
+    Frontend = Frontend { service: 0, count: 0 }, 8 bytes;
+    SlotKey = SlotKey { service: 0, slot: 0 }, 8 bytes;
+    MemberKey = MemberKey { service: 0, backend: Addr::ZERO }, 24 bytes;
+    ServiceName = ServiceName { len: 0, text: [0; NAME_BYTES] }, 192 bytes;
+    SocketKey = SocketKey { cookie: 0, addr: Addr::ZERO, protocol: 0 }, 32 bytes;
+    Flow = Flow { last_seen: 0, backend: Addr::ZERO, service: 0 }, 32 bytes;
+}

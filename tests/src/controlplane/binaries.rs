@@ -12,7 +12,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
 use nix::unistd::Uid;
+
+use super::process::die_with_parent;
 
 /// The packages that make up a control plane, besides the commands of our own module.
 const PACKAGES: [&str; 6] = [
@@ -73,7 +76,7 @@ pub fn binaries() -> Result<Binaries> {
         let unfinished = unfinished_dir(&parent)?;
         build(&go, &sources, &unfinished.path().join("bin"))?;
         finish(unfinished, &dir)?;
-        remove_oldest(&parent)?;
+        remove_oldest(&parent, &dir)?;
     }
     Ok(Binaries::in_dir(&dir))
 }
@@ -98,9 +101,8 @@ impl Sources {
         files.sort();
         let mut hash = Hash::default();
         hash.add(env::consts::ARCH.as_bytes());
-        for package in PACKAGES {
-            hash.add(package.as_bytes());
-        }
+        // The packages and flags of the build are in this file.
+        hash.add(include_bytes!("binaries.rs"));
         for file in &files {
             hash.add(file.strip_prefix(&dir)?.as_os_str().as_encoded_bytes());
             hash.add(&fs::read(file).with_context(|| format!("cannot read {}", file.display()))?);
@@ -194,19 +196,20 @@ fn remove_unfinished(parent: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Each build takes 300 MB: keeps the newest ones, for the branches that somebody goes back and forth between.
-fn remove_oldest(parent: &Path) -> Result<()> {
-    const KEPT: usize = 3;
+/// Each build takes 300 MB: keeps the current one and the newest others, for the branches that somebody goes back and forth
+/// between.
+fn remove_oldest(parent: &Path, current: &Path) -> Result<()> {
+    const OTHERS: usize = 2;
     let mut builds = Vec::new();
     for entry in fs::read_dir(parent)? {
         let entry = entry?;
         let metadata = entry.metadata()?;
-        if metadata.is_dir() {
+        if metadata.is_dir() && entry.path() != current {
             builds.push((metadata.modified()?, entry.path()));
         }
     }
     builds.sort();
-    for (_, path) in builds.iter().rev().skip(KEPT) {
+    for (_, path) in builds.iter().rev().skip(OTHERS) {
         fs::remove_dir_all(path).with_context(|| format!("cannot remove {}", path.display()))?;
     }
     Ok(())
@@ -221,10 +224,10 @@ fn finish(unfinished: tempfile::TempDir, dir: &Path) -> Result<()> {
 
 fn build(go: &Go, sources: &Sources, out: &Path) -> Result<()> {
     fs::create_dir_all(out)?;
+    let (major, minor, patch) = go.version().unwrap_or_default();
     progress(&format!(
-        "building etcd and Kubernetes {} with {} (once; about 6 minutes on two cores)",
-        sources.kubernetes,
-        go.path.display()
+        "building etcd and Kubernetes {} with Go {major}.{minor}.{patch} (once; about 6 minutes on two cores)",
+        sources.kubernetes
     ));
     let mut parts = sources.kubernetes.trim_start_matches('v').split('.');
     let (major, minor) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
@@ -251,6 +254,8 @@ fn build(go: &Go, sources: &Sources, out: &Path) -> Result<()> {
 fn run_with_progress(mut command: Command) -> Result<()> {
     let program = command.get_program().display().to_string();
     let start = Instant::now();
+    // Else a build that nobody waits for would write to a directory that the next one has removed. SIGTERM lets Go clean up.
+    die_with_parent(&mut command, Signal::SIGTERM);
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::null())

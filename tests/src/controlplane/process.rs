@@ -5,11 +5,12 @@ use std::fs::{self, File, OpenOptions};
 use std::hash::BuildHasher;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::mpsc::{self, Sender, SyncSender};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,42 +18,55 @@ use anyhow::{Context, Result, anyhow, bail};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::stat;
 use nix::unistd::{Pid, getppid};
 
 /// Lines of a log that an error shows.
 const TAIL: usize = 30;
 
-/// A named network namespace, as `ip netns add` makes it.
+/// A network namespace.
+#[derive(Clone)]
 pub struct Netns {
     name: String,
-    file: File,
+    // Shared with the commands that will run in it, some of which outlive this value.
+    file: Arc<File>,
+    inode: u64,
 }
 
 impl Netns {
-    /// Opens the namespace of that name.
+    /// The namespace of that name, as `ip netns add` makes it.
     pub fn open(name: &str) -> Result<Self> {
         let path = Path::new("/run/netns").join(name);
-        let file = File::open(&path)
-            .with_context(|| format!("network namespace {name}: cannot open {} (`ip netns add {name}` makes it)", path.display()))?;
-        Ok(Self { name: name.to_owned(), file })
+        Self::from_file(name, &path).with_context(|| format!("network namespace {name} (`ip netns add {name}` makes it)"))
+    }
+
+    /// The namespace of the calling thread.
+    pub fn current() -> Result<Self> {
+        Self::from_file("of this thread", Path::new("/proc/thread-self/ns/net"))
+    }
+
+    fn from_file(name: &str, path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        let inode = file.metadata().with_context(|| format!("cannot read {}", path.display()))?.ino();
+        Ok(Self { name: name.to_owned(), file: Arc::new(file), inode })
+    }
+
+    /// Moves the calling thread here, for good. Makes system calls and nothing else.
+    fn enter(&self) -> nix::Result<()> {
+        // Only root may enter a namespace, even the one that it is in.
+        if stat(c"/proc/thread-self/ns/net")?.st_ino == self.inode { Ok(()) } else { setns(&self.file, CloneFlags::CLONE_NEWNET) }
     }
 }
 
-/// A command that will run in `netns`, or where the caller is.
-pub fn command(program: &Path, netns: Option<&Netns>) -> Command {
+/// A command that will run in `netns`.
+pub fn command(program: &Path, netns: &Netns) -> Command {
     let mut command = Command::new(program);
     // What these programs talk to is in the test's own network, which an HTTP proxy of the machine cannot reach.
     for variable in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"] {
         command.env_remove(variable);
     }
-    if let Some(netns) = netns {
-        // The command may be run after `netns` is gone, so it gets a file of its own.
-        let file = netns.file.try_clone();
-        before_exec(&mut command, move || match &file {
-            Ok(file) => Ok(setns(file, CloneFlags::CLONE_NEWNET)?),
-            Err(error) => Err(error.kind().into()),
-        });
-    }
+    let netns = netns.clone();
+    before_exec(&mut command, move || Ok(netns.enter()?));
     command
 }
 
@@ -60,8 +74,18 @@ pub fn command(program: &Path, netns: Option<&Netns>) -> Command {
 /// fork and exec no lock may be taken, so no memory allocated.
 #[allow(unsafe_code)]
 fn before_exec(command: &mut Command, function: impl FnMut() -> io::Result<()> + Send + Sync + 'static) {
-    // SAFETY: both callers, in this file, pass functions that only make system calls (setns, prctl, getppid).
+    // SAFETY: both callers, in this file, pass functions that only make system calls (stat, setns, prctl, getppid).
     unsafe { command.pre_exec(function) };
+}
+
+/// Makes the kernel send `signal` to the new process when the thread that starts it ends, in whatever way.
+pub(super) fn die_with_parent(command: &mut Command, signal: Signal) {
+    let parent = Pid::this();
+    before_exec(command, move || {
+        set_pdeathsig(signal)?;
+        // The parent may have ended before that took effect.
+        if getppid() == parent { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
+    });
 }
 
 /// A process in the background, with its output in a log file. It is killed when this value is dropped, and when the test's
@@ -78,12 +102,7 @@ impl Process {
         let file = OpenOptions::new().create(true).append(true).open(log).with_context(|| format!("cannot write {}", log.display()))?;
         let errors = file.try_clone().with_context(|| format!("cannot write {}", log.display()))?;
         command.stdin(Stdio::null()).stdout(file).stderr(errors);
-        let parent = Pid::this();
-        before_exec(&mut command, move || {
-            set_pdeathsig(Signal::SIGKILL)?;
-            // The parent may have ended before that took effect.
-            if getppid() == parent { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
-        });
+        die_with_parent(&mut command, Signal::SIGKILL);
         let program = command.get_program().display().to_string();
         let child = spawn_from_lasting_thread(command).with_context(|| format!("cannot start {name} ({program})"))?;
         Ok(Self { name, child, log: log.to_owned() })
@@ -159,8 +178,10 @@ fn spawn_from_lasting_thread(command: Command) -> Result<Child> {
 ///
 /// They are taken from below the range of connections' own ports (`ip_local_port_range`) and of NodePorts, so that no
 /// connection takes the API server's port while it restarts.
-pub fn free_ports<const N: usize>(netns: Option<&Netns>) -> Result<[u16; N]> {
+pub fn free_ports<const N: usize>(netns: &Netns) -> Result<[u16; N]> {
     let find = || -> Result<[u16; N]> {
+        netns.enter().context("cannot enter it (root is needed)")?;
+        loopback_is_up(&netns.name)?;
         // Listening on all of them at once makes them differ.
         let mut listeners = Vec::new();
         while listeners.len() < N {
@@ -172,18 +193,10 @@ pub fn free_ports<const N: usize>(netns: Option<&Netns>) -> Result<[u16; N]> {
         }
         Ok(ports)
     };
-    match netns {
-        None => find(),
-        // A thread of its own: entering the namespace is for good.
-        Some(netns) => thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                setns(&netns.file, CloneFlags::CLONE_NEWNET).context("cannot enter it (root is needed)")?;
-                loopback_is_up(&netns.name)?;
-                find()
-            });
-            thread.join().map_err(|_| anyhow!("panicked"))?.with_context(|| format!("network namespace {}", netns.name))
-        }),
-    }
+    // A thread of its own, because entering a namespace is for good.
+    thread::scope(|scope| scope.spawn(find).join())
+        .map_err(|_| anyhow!("panicked"))?
+        .with_context(|| format!("network namespace {}", netns.name))
 }
 
 /// Listening on 127.0.0.1 works while the device is down, connecting does not, and etcd's clients would try it for a long time.

@@ -73,6 +73,10 @@ fn serves_limits_rights_and_survives_a_restart() -> Result<()> {
     let endpoints = plane.kubectl(&["get", "endpointslice", "svc-00007-0", "-o", "jsonpath={.endpoints[*].addresses}"], None)?;
     ensure!(endpoints == r#"["10.1.1.2"] ["10.1.1.3"]"#, "{endpoints}");
 
+    plane.add_node("one", &["10.1.0.1".parse()?, "fd00::1".parse()?])?;
+    let node = plane.kubectl(&["get", "node", "one", "-o", "jsonpath={.status.addresses[*].address}"], None)?;
+    ensure!(node == "10.1.0.1 fd00::1", "{node}");
+
     let may = |verb: &str, kind: &str| -> Result<bool> {
         let kubeconfig = plane.kubeconfig(User::KubeProxy);
         // `list` for real, the rest by asking: a denied watch would not end.

@@ -21,11 +21,11 @@ pub type ObjectsOf<L> = Objects<<L as Lowering>::Key, <L as Lowering>::Value>;
 pub type StepOf<L> = Step<<L as Lowering>::Key, <L as Lowering>::Value>;
 
 /// How one kernel mechanism holds the routes.
-pub trait Lowering: Debug {
+pub trait Lowering: Debug + Send {
     /// Names an object in the kernel.
-    type Key: Ord + Clone + Display + Debug;
+    type Key: Ord + Clone + Display + Debug + Send;
     /// What the kernel holds under a key.
-    type Value: Eq + Clone + Display + Debug;
+    type Value: Eq + Clone + Display + Debug + Send;
 
     /// Objects that are there whatever the Services: wanted from the start.
     fn base(&self) -> ObjectsOf<Self>;

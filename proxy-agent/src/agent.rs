@@ -1,0 +1,216 @@
+//! The event loop: the one place that sees sources and dataplanes together.
+//!
+//! Nothing is written before Services and EndpointSlices have both been listed once (SYNC-01); from then on, whatever has arrived
+//! goes in as one change.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+use proxy_core::cluster::Kind;
+use proxy_core::forward::Forwarding;
+use proxy_core::input::{Converted, Problem};
+use proxy_core::model::{Change, ObjectName};
+use tokio::sync::mpsc::Receiver;
+use tokio::time::{Instant, sleep_until};
+use tracing::{error, info, warn};
+
+use crate::programmer::Programmer;
+use crate::source::Event;
+
+/// How long packets may still be on their way through what went out of use: they pass in microseconds.
+const SWEEP_AFTER: Duration = Duration::from_secs(1);
+/// When what failed is tried again: first, and at most.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// Events that are taken in before they go to the kernel together.
+const AT_ONCE: usize = 4096;
+
+/// Everything that the loop holds.
+pub struct Agent {
+    forwarding: Forwarding,
+    programmers: Vec<Slot>,
+    listed: BTreeSet<Kind>,
+    reporter: Reporter,
+    synced: bool,
+}
+
+/// One dataplane, and when to come back to it.
+struct Slot {
+    programmer: Box<dyn Programmer>,
+    /// Sweep what went out of use before this round, at this time.
+    sweep: Option<(Instant, u64)>,
+    /// Try again what failed, at this time; the pause grows.
+    retry: Option<Instant>,
+    pause: Duration,
+    /// The last call failed as a whole: the retry starts from what the kernel holds and covers every change until then.
+    down: bool,
+}
+
+impl Agent {
+    /// Dataplanes fail and recover independently of each other.
+    pub fn new(programmers: Vec<Box<dyn Programmer>>) -> Self {
+        let slot = |programmer| Slot { programmer, sweep: None, retry: None, pause: RETRY.0, down: false };
+        Self {
+            forwarding: Forwarding::default(),
+            programmers: programmers.into_iter().map(slot).collect(),
+            listed: BTreeSet::new(),
+            reporter: Reporter::default(),
+            synced: false,
+        }
+    }
+
+    /// Runs until the sources are gone. The kernel keeps what it holds then (SYNC-13).
+    pub async fn run(mut self, mut events: Receiver<Event>) {
+        let mut batch = Vec::with_capacity(AT_ONCE);
+        loop {
+            let due = self.programmers.iter().flat_map(|p| [p.retry, p.sweep.map(|(at, _)| at)]).flatten().min();
+            let timer = async {
+                match due {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                count = events.recv_many(&mut batch, AT_ONCE) => {
+                    if count == 0 {
+                        return;
+                    }
+                    for event in batch.drain(..) {
+                        self.take(event);
+                    }
+                    self.sync();
+                }
+                () = timer => self.come_back(Instant::now()),
+            }
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Object(Converted { change, problems }) => {
+                self.reporter.report(change.as_ref(), problems);
+                if let Some(change) = change {
+                    self.forwarding.apply(change);
+                }
+            }
+            Event::Listed(kind, names) => {
+                self.forwarding.retain_listed(kind, &names);
+                self.listed.insert(kind);
+            }
+        }
+    }
+
+    fn sync(&mut self) {
+        if self.listed.len() < 2 {
+            return;
+        }
+        let touched = self.forwarding.take_touched();
+        if touched.is_empty() && self.synced {
+            return;
+        }
+        for name in &touched {
+            self.reporter.conflicts(name, &self.forwarding);
+        }
+        let start = Instant::now();
+        for slot in &mut self.programmers {
+            if !slot.down {
+                slot.sync(&self.forwarding, &touched, false);
+            }
+        }
+        if !self.synced {
+            self.synced = true;
+            info!(services = touched.len(), duration = ?start.elapsed(), "first sync");
+        }
+    }
+
+    /// Does what its time has come for.
+    fn come_back(&mut self, now: Instant) {
+        for slot in &mut self.programmers {
+            if slot.retry.is_some_and(|at| at <= now) {
+                slot.sync(&self.forwarding, &BTreeSet::new(), true);
+            }
+            if let Some((_, round)) = slot.sweep.take_if(|(at, _)| *at <= now) {
+                match slot.programmer.sweep(round) {
+                    Ok(left) => slot.sweep = left.map(|round| (now + SWEEP_AFTER, round)),
+                    Err(error) => slot.failed(&error),
+                }
+            }
+        }
+    }
+}
+
+impl Slot {
+    fn sync(&mut self, forwarding: &Forwarding, touched: &BTreeSet<ObjectName>, retry: bool) {
+        match self.programmer.sync(forwarding, touched, retry) {
+            Ok(round) => {
+                self.down = false;
+                if let Some(before) = round.sweep {
+                    // An earlier round's turn comes first, and takes only its own.
+                    self.sweep.get_or_insert((Instant::now() + SWEEP_AFTER, before));
+                }
+                if round.refused == 0 {
+                    (self.retry, self.pause) = (None, RETRY.0);
+                } else if retry || self.retry.is_none() {
+                    self.try_again();
+                }
+            }
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    fn failed(&mut self, error: &anyhow::Error) {
+        error!(dataplane = self.programmer.name(), "{error:#}; trying again in {:?}", self.pause);
+        self.down = true;
+        self.try_again();
+    }
+
+    fn try_again(&mut self) {
+        self.retry = Some(Instant::now() + self.pause);
+        self.pause = (self.pause * 2).min(RETRY.1);
+    }
+}
+
+/// Says what cannot be used in an object, once for as long as it stays.
+#[derive(Default)]
+struct Reporter {
+    known: HashMap<String, Vec<Problem>>,
+    conflicts: HashMap<ObjectName, Vec<String>>,
+}
+
+impl Reporter {
+    fn report(&mut self, change: Option<&Change>, problems: Vec<Problem>) {
+        let Some(object) = problems.first().map(|problem| problem.object.clone()) else {
+            if self.known.is_empty() {
+                return;
+            }
+            let object = match change {
+                Some(Change::Service(name, _)) => format!("service {name}"),
+                Some(Change::Slice(name, _)) => format!("endpointslice {name}"),
+                None => return,
+            };
+            if self.known.remove(&object).is_some() {
+                info!("{object}: can be used in full again, or is gone");
+            }
+            return;
+        };
+        let known = self.known.entry(object).or_default();
+        for problem in problems.iter().filter(|problem| !known.contains(problem)) {
+            warn!("{problem}");
+        }
+        *known = problems;
+    }
+
+    fn conflicts(&mut self, name: &ObjectName, forwarding: &Forwarding) {
+        let conflicts = forwarding.conflicts(name).into_iter();
+        let found: Vec<String> = conflicts.map(|(frontend, winner)| format!("{frontend} is served for service {winner}")).collect();
+        let known = self.conflicts.remove(name).unwrap_or_default();
+        for text in found.iter().filter(|text| !known.contains(text)) {
+            warn!("service {name}: {text}; change one of the two");
+        }
+        if !found.is_empty() {
+            self.conflicts.insert(name.clone(), found);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,299 @@
+//! The loop over a kernel of maps that can be told to refuse, in virtual time.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::{Arc, Mutex};
+
+use proxy_core::input::{convert_endpoint_slice, convert_service, object};
+use proxy_core::ledger::Step;
+use proxy_core::lower::nft::{Key, Nft, Value};
+use proxy_core::lower::{ObjectsOf, StepOf};
+use proxy_core::model::Family;
+use serde_json::json;
+use tokio::sync::mpsc::{Sender, channel};
+
+use super::*;
+use crate::dataplane::{Dataplane, Refused};
+use crate::programmer::Programmed;
+
+/// What the fake kernel holds and has been asked to do.
+#[derive(Default)]
+struct Kernel {
+    objects: BTreeMap<Key, Value>,
+    /// Keys (as text) that are refused.
+    refuse: BTreeSet<String>,
+    /// Every call fails.
+    broken: bool,
+    observed: usize,
+    commits: Vec<Vec<StepOf<Nft>>>,
+}
+
+#[derive(Clone, Default)]
+struct Fake(Arc<Mutex<Kernel>>);
+
+impl Fake {
+    fn with<T>(&self, f: impl FnOnce(&mut Kernel) -> T) -> T {
+        f(&mut self.0.lock().expect("no test panics while it holds the lock"))
+    }
+
+    fn written(&self) -> BTreeSet<String> {
+        self.with(|k| k.objects.keys().map(ToString::to_string).collect())
+    }
+}
+
+impl Dataplane for Fake {
+    type L = Nft;
+
+    fn observe(&mut self) -> anyhow::Result<ObjectsOf<Nft>> {
+        self.with(|k| {
+            k.observed += 1;
+            anyhow::ensure!(!k.broken, "made to fail");
+            Ok(k.objects.clone())
+        })
+    }
+
+    fn commit(&mut self, steps: &[StepOf<Nft>]) -> anyhow::Result<Refused<Nft>> {
+        self.with(|k| {
+            anyhow::ensure!(!k.broken, "made to fail");
+            k.commits.push(steps.to_vec());
+            let mut refused = Refused::<Nft>::new();
+            for step in steps {
+                if k.refuse.contains(&step.key().to_string()) {
+                    refused.insert(*step.key(), "made to refuse".into());
+                    continue;
+                }
+                match step {
+                    Step::Add(key, value) => assert!(k.objects.insert(*key, value.clone()).is_none(), "{step}: is there already"),
+                    Step::Replace(key, value, old) => assert_eq!(k.objects.insert(*key, value.clone()).as_ref(), Some(old), "{step}"),
+                    Step::Delete(key, old) => assert_eq!(k.objects.remove(key).as_ref(), Some(old), "{step}"),
+                }
+            }
+            Ok(refused)
+        })
+    }
+
+    fn remove(&mut self) -> anyhow::Result<()> {
+        self.with(|k| k.objects.clear());
+        Ok(())
+    }
+}
+
+/// A running loop over fake kernels.
+struct Rig {
+    events: Sender<Event>,
+    kernels: Vec<Fake>,
+}
+
+impl Rig {
+    fn start(count: usize) -> Self {
+        let kernels: Vec<Fake> = (0..count).map(|_| Fake::default()).collect();
+        let programmers = kernels.iter().map(|kernel| {
+            Box::new(Programmed::new("fake", kernel.clone(), || Nft { family: Family::V4 })) as Box<dyn Programmer>
+        });
+        let (events, receiver) = channel(64);
+        tokio::spawn(Agent::new(programmers.collect()).run(receiver));
+        Self { events, kernels }
+    }
+
+    async fn say(&self, event: Event) {
+        self.events.send(event).await.expect("the loop is running");
+    }
+
+    async fn service(&self, name: &str, ip: &str) {
+        let object = json!({"metadata": {"name": name}, "spec": {"clusterIP": ip, "ports": [{"port": 80}]}});
+        let object: object::Service = serde_json::from_value(object).expect("a Service");
+        self.say(Event::Object(convert_service(&object))).await;
+    }
+
+    async fn slice(&self, service: &str, addresses: &[&str]) {
+        let endpoints: Vec<_> = addresses.iter().map(|a| json!({"addresses": [a]})).collect();
+        let object = json!({
+            "metadata": {"name": format!("{service}-1"), "labels": {"kubernetes.io/service-name": service}},
+            "addressType": "IPv4", "ports": [{"name": "", "port": 8080}], "endpoints": endpoints,
+        });
+        let object: object::EndpointSlice = serde_json::from_value(object).expect("an EndpointSlice");
+        self.say(Event::Object(convert_endpoint_slice(&object))).await;
+    }
+
+    async fn listed(&self, kind: Kind, names: &[&str]) {
+        self.say(Event::Listed(kind, names.iter().map(|n| ObjectName::new("default", *n)).collect::<HashSet<_>>())).await;
+    }
+
+    /// Two Services, the second with two backends, and both lists.
+    async fn fill(&self) {
+        self.service("web", "10.96.0.1").await;
+        self.service("dns", "10.96.0.2").await;
+        self.slice("dns", &["10.1.0.1", "10.1.0.2"]).await;
+        self.listed(Kind::Service, &["web", "dns"]).await;
+        self.listed(Kind::Slice, &["dns-1"]).await;
+        settle().await;
+    }
+}
+
+/// Lets the loop take in all that was said, without letting time pass that it does not wait for.
+async fn settle() {
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn pass(time: Duration) {
+    tokio::time::advance(time).await;
+    settle().await;
+}
+
+const FULL: [&str; 6] = [
+    "base",
+    "pick-2",
+    "refused { 10.96.0.1 . tcp . 80 }",
+    "services { 10.96.0.2 . tcp . 80 }",
+    "slots { 10.96.0.2 . tcp . 80 . 0 }",
+    "slots { 10.96.0.2 . tcp . 80 . 1 }",
+];
+
+fn full() -> BTreeSet<String> {
+    FULL.iter().map(ToString::to_string).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_read_or_written_before_both_lists_are_complete() {
+    let rig = Rig::start(1);
+    rig.service("web", "10.96.0.1").await;
+    rig.listed(Kind::Service, &["web"]).await;
+    rig.slice("web", &["10.1.0.1"]).await;
+    settle().await;
+    pass(Duration::from_secs(3600)).await;
+    assert_eq!(rig.kernels[0].with(|k| (k.observed, k.commits.len())), (0, 0));
+    rig.listed(Kind::Slice, &["web-1"]).await;
+    settle().await;
+    assert_eq!(rig.kernels[0].with(|k| (k.observed, k.commits.len())), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_update_of_one_slice_writes_only_objects_of_its_service() {
+    let rig = Rig::start(1);
+    rig.fill().await;
+    assert_eq!(rig.kernels[0].written(), full());
+    rig.kernels[0].with(|k| k.commits.clear());
+    rig.slice("dns", &["10.1.0.1", "10.1.0.9"]).await;
+    settle().await;
+    let steps = rig.kernels[0].with(|k| std::mem::take(&mut k.commits));
+    let keys: Vec<String> = steps.iter().flatten().map(|step| step.key().to_string()).collect();
+    assert_eq!(keys, ["slots { 10.96.0.2 . tcp . 80 . 1 }"], "{steps:?}");
+    // The same again, as a resync brings it: nothing at all.
+    rig.slice("dns", &["10.1.0.9", "10.1.0.1"]).await;
+    settle().await;
+    assert_eq!(rig.kernels[0].with(|k| k.commits.concat()), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_complete_list_does_not_name_is_gone() {
+    let rig = Rig::start(1);
+    rig.fill().await;
+    rig.listed(Kind::Service, &["web"]).await;
+    settle().await;
+    assert!(!rig.kernels[0].written().contains("services { 10.96.0.2 . tcp . 80 }"));
+    assert!(rig.kernels[0].written().contains("refused { 10.96.0.1 . tcp . 80 }"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn slots_out_of_use_go_once_packets_on_their_way_have_passed() {
+    let rig = Rig::start(1);
+    rig.fill().await;
+    let hole = "slots { 10.96.0.2 . tcp . 80 . 1 }".to_string();
+    rig.slice("dns", &["10.1.0.1"]).await;
+    settle().await;
+    assert!(rig.kernels[0].written().contains(&hole), "it lingers");
+    pass(SWEEP_AFTER).await;
+    assert!(!rig.kernels[0].written().contains(&hole), "it is swept");
+    assert!(!rig.kernels[0].written().contains("pick-2"));
+    // Out of use and in use again before its time: it stays.
+    rig.slice("dns", &["10.1.0.1", "10.1.0.2"]).await;
+    settle().await;
+    rig.slice("dns", &["10.1.0.1"]).await;
+    settle().await;
+    rig.slice("dns", &["10.1.0.1", "10.1.0.2"]).await;
+    settle().await;
+    pass(SWEEP_AFTER * 5).await;
+    assert!(rig.kernels[0].written().contains(&hole));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_object_stops_no_other_and_is_tried_again() {
+    let rig = Rig::start(1);
+    let refused = "services { 10.96.0.2 . tcp . 80 }".to_string();
+    rig.kernels[0].with(|k| k.refuse.insert(refused.clone()));
+    rig.fill().await;
+    let mut others = full();
+    others.remove(&refused);
+    assert_eq!(rig.kernels[0].written(), others);
+    pass(RETRY.0).await;
+    assert_eq!(rig.kernels[0].with(|k| k.commits.last().map(Vec::len)), Some(1), "only the refused one is tried again");
+    rig.kernels[0].with(|k| k.refuse.clear());
+    let before = rig.kernels[0].with(|k| k.commits.len());
+    pass(RETRY.0).await;
+    assert_eq!(rig.kernels[0].with(|k| k.commits.len()), before, "the pause has doubled");
+    pass(RETRY.0).await;
+    assert_eq!(rig.kernels[0].written(), full());
+    let settled = rig.kernels[0].with(|k| k.commits.len());
+    pass(RETRY.1 * 3).await;
+    assert_eq!(rig.kernels[0].with(|k| k.commits.len()), settled, "nothing is left to try");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dataplane_that_fails_starts_over_and_holds_up_no_other() {
+    let rig = Rig::start(2);
+    rig.kernels[0].with(|k| k.broken = true);
+    rig.fill().await;
+    assert_eq!(rig.kernels[1].written(), full());
+    assert_eq!(rig.kernels[0].written(), BTreeSet::new());
+    rig.slice("dns", &["10.1.0.1"]).await;
+    settle().await;
+    assert_eq!(rig.kernels[0].with(|k| k.observed), 1, "it is left alone until its time");
+    rig.slice("dns", &["10.1.0.1", "10.1.0.2"]).await;
+    rig.kernels[0].with(|k| k.broken = false);
+    pass(RETRY.0).await;
+    assert_eq!(rig.kernels[0].written(), full());
+    // Fails in the middle of its life: reads back, and writes only what differs.
+    rig.kernels[0].with(|k| k.broken = true);
+    rig.service("new", "10.96.0.3").await;
+    settle().await;
+    rig.kernels[0].with(|k| (k.broken, k.commits) = (false, Vec::new()));
+    pass(RETRY.1).await;
+    let keys = rig.kernels[0].with(|k| k.commits.concat().iter().map(|s| s.key().to_string()).collect::<Vec<_>>());
+    assert_eq!(keys, ["refused { 10.96.0.3 . tcp . 80 }"]);
+}
+
+#[test]
+fn a_problem_is_said_once_for_as_long_as_it_stays() {
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || Lines(writer.clone())).finish();
+    let bad = json!({"metadata": {"name": "web"}, "spec": {"clusterIP": "10.96.0.1.9", "ports": [{"port": 80}]}});
+    let bad = convert_service(&serde_json::from_value(bad).expect("a Service"));
+    let good = json!({"metadata": {"name": "web"}, "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}});
+    let good = convert_service(&serde_json::from_value(good).expect("a Service"));
+    tracing::subscriber::with_default(subscriber, || {
+        let mut reporter = Reporter::default();
+        for converted in [&bad, &bad, &good, &good, &bad] {
+            reporter.report(converted.change.as_ref(), converted.problems.clone());
+        }
+    });
+    let text = String::from_utf8(log.lock().expect("not poisoned").clone()).expect("text");
+    let said = |what: &str| text.lines().filter(|line| line.contains(what)).count();
+    assert_eq!(said("service default/web: spec.clusterIP: \"10.96.0.1.9\" is not an IP address"), 2, "{text}");
+    assert_eq!(said("service default/web: can be used in full again"), 1, "{text}");
+}
+
+/// Collects log lines.
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("not poisoned").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,146 @@
+//! Commands and their flags.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tracing::info;
+
+use crate::agent::Agent;
+use crate::bpf::{BpfMaps, BpfOptions};
+use crate::{dump, log, modes, source};
+
+/// A Kubernetes Service proxy: programs the kernel so that connections to a Service reach its endpoints.
+#[derive(Debug, Parser)]
+#[command(name = "proxy-agent", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Watch Services and EndpointSlices and keep the kernel in line with them
+    Run(RunArgs),
+    /// Show what is programmed, read back from the kernel; no agent need be running
+    Dump(DumpArgs),
+    /// Remove everything of ours from this node, of every mode
+    Cleanup(Place),
+}
+
+/// How the kernel is programmed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Mode {
+    /// eBPF programs at the sockets of a cgroup
+    Ebpf,
+    /// NAT rules in an nftables table per family
+    Nftables,
+}
+
+/// Where our objects are in this kernel.
+#[derive(Clone, Debug, Args)]
+pub struct Place {
+    /// Folder on a bpf file system where eBPF maps and links are pinned
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/proxy-agent")]
+    bpf_pin_path: PathBuf,
+    /// How log lines are written
+    #[arg(long, value_enum, default_value_t = log::Format::Text)]
+    log_format: log::Format,
+    /// Which log lines are written: error, warn, info, debug, trace, or a filter of the tracing crate
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    log_level: String,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    #[command(flatten)]
+    place: Place,
+    /// How the kernel is programmed
+    #[arg(long, value_enum, default_value_t = Mode::Ebpf)]
+    proxy_mode: Mode,
+    /// Serve the Services and EndpointSlices in the files of this folder instead of a cluster's
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["kubeconfig", "master"])]
+    manifests: Option<PathBuf>,
+    /// How to reach the API server (default: from inside the cluster)
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Address of the API server, instead of the one in the kubeconfig
+    #[arg(long, value_name = "URL")]
+    master: Option<String>,
+    /// Serve the processes in this cgroup (default: all, the root of the cgroup v2 hierarchy)
+    #[arg(long, value_name = "DIR")]
+    cgroup: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct DumpArgs {
+    #[command(flatten)]
+    place: Place,
+    /// Show this mode only (default: whatever is programmed)
+    #[arg(long, value_enum)]
+    proxy_mode: Option<Mode>,
+    /// Show one Service
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    service: Option<String>,
+    /// How it is shown
+    #[arg(short, long, value_enum, default_value_t = dump::Output::Table)]
+    output: dump::Output,
+}
+
+impl Place {
+    fn bpf(&self, cgroup: Option<PathBuf>) -> BpfOptions {
+        BpfOptions { pin_dir: self.bpf_pin_path.clone(), cgroup }
+    }
+}
+
+/// Runs a command to its end.
+///
+/// # Errors
+///
+/// What the user should read, with the way out.
+pub fn main(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Run(args) => {
+            log::start(args.place.log_format, &args.place.log_level)?;
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("starting threads")?;
+            runtime.block_on(run(args))
+        }
+        Command::Dump(args) => {
+            log::start(args.place.log_format, &args.place.log_level)?;
+            let found = modes::observe(args.proxy_mode, args.place.bpf(None))?;
+            print!("{}", dump::render(found, args.service.as_deref(), args.output)?);
+            Ok(())
+        }
+        Command::Cleanup(place) => {
+            log::start(place.log_format, &place.log_level)?;
+            BpfMaps::remove_pinned(&place.bpf(None))?;
+            modes::remove_nftables()
+        }
+    }
+}
+
+async fn run(args: RunArgs) -> anyhow::Result<()> {
+    info!(version = env!("CARGO_PKG_VERSION"), mode = ?args.proxy_mode, "proxy-agent starts");
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+    // Roughly one chunk of a list: the sources wait while the kernel is written.
+    let (sender, events) = mpsc::channel(4096);
+    let source = match args.manifests {
+        Some(dir) => tokio::spawn(source::manifests::watch(dir, sender)),
+        None => tokio::spawn(source::kube::watch(source::kube::KubeConfig { kubeconfig: args.kubeconfig, master: args.master }, sender)),
+    };
+    let agent = Agent::new(modes::programmers(args.proxy_mode, args.place.bpf(args.cgroup))?);
+    let agent = tokio::spawn(agent.run(events));
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        ended = source => {
+            ended.context("the source of Services stopped")??;
+        }
+        ended = agent => ended.context("the agent's loop stopped")?,
+    }
+    info!("proxy-agent stops; what is programmed stays (`proxy-agent cleanup` removes it)");
+    Ok(())
+}

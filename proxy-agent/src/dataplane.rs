@@ -1,0 +1,23 @@
+//! The kernel seam: two words, observe and commit, for every mechanism.
+
+use std::collections::BTreeMap;
+
+use proxy_core::lower::{Lowering, ObjectsOf, StepOf};
+
+/// The objects that the kernel refused, each with the reason: errno in words, and what to do where that is known.
+pub type Refused<L> = BTreeMap<<L as Lowering>::Key, String>;
+
+/// One kernel mechanism. Its calls block for as long as the kernel takes.
+pub trait Dataplane: Send {
+    /// How it holds the routes.
+    type L: Lowering;
+
+    /// Reads back everything of ours that the kernel holds.
+    fn observe(&mut self) -> anyhow::Result<ObjectsOf<Self::L>>;
+
+    /// Carries the steps out in their order. An error says that nothing is known of any of them: observe again.
+    fn commit(&mut self, steps: &[StepOf<Self::L>]) -> anyhow::Result<Refused<Self::L>>;
+
+    /// Leaves no trace.
+    fn remove(&mut self) -> anyhow::Result<()>;
+}

@@ -1,0 +1,148 @@
+//! A dataplane with its plan: brings the kernel to what is wanted, remembers what it refused, and starts over where nothing is
+//! known.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::Context;
+use proxy_core::forward::Forwarding;
+use proxy_core::lower::{Lowering, StepOf};
+use proxy_core::model::ObjectName;
+use proxy_core::plan::Plan;
+use tracing::{debug, error, warn};
+
+use crate::dataplane::Dataplane;
+
+/// What a round left to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Round {
+    /// Steps that were carried out.
+    pub done: usize,
+    /// Objects that the kernel refused and that are still wanted.
+    pub refused: usize,
+    /// What went out of use before this round may be swept once packets on their way have passed.
+    pub sweep: Option<u64>,
+}
+
+/// What the event loop knows of a dataplane.
+pub trait Programmer: Send {
+    /// For logs.
+    fn name(&self) -> &str;
+
+    /// Brings the kernel in line with `forwarding`, of which the touched Services may have changed. A `retry` tries again what the
+    /// kernel refused before.
+    ///
+    /// # Errors
+    ///
+    /// The kernel could not be written or read at all; the next call starts from what it holds.
+    fn sync(&mut self, forwarding: &Forwarding, touched: &BTreeSet<ObjectName>, retry: bool) -> anyhow::Result<Round>;
+
+    /// Deletes what went out of use before `round`. Returns the round before which what is left may be swept later, if anything is.
+    /// Errors as in [`sync`](Self::sync).
+    fn sweep(&mut self, round: u64) -> anyhow::Result<Option<u64>>;
+}
+
+/// A dataplane with its plan; without one where what the kernel holds is not known.
+pub struct Programmed<D: Dataplane> {
+    name: String,
+    dataplane: D,
+    lowering: fn() -> D::L,
+    plan: Option<Plan<D::L>>,
+    /// The reasons that were reported, so that each is reported once.
+    reported: BTreeMap<<D::L as Lowering>::Key, String>,
+}
+
+impl<D: Dataplane> Programmed<D> {
+    /// Nothing is read or written yet.
+    pub fn new(name: impl Into<String>, dataplane: D, lowering: fn() -> D::L) -> Self {
+        Self { name: name.into(), dataplane, lowering, plan: None, reported: BTreeMap::new() }
+    }
+
+    fn carry_out(&mut self, steps: &[StepOf<D::L>]) -> anyhow::Result<usize> {
+        let Some(plan) = &mut self.plan else { return Ok(0) };
+        match self.dataplane.commit(steps) {
+            Ok(refused) => {
+                let keys = refused.keys().cloned().collect();
+                plan.settle(steps, &keys);
+                self.report(steps, refused);
+                Ok(steps.len() - keys.len())
+            }
+            Err(error) => {
+                self.plan = None;
+                Err(error.context(format!("{}: a change of {} objects failed as a whole", self.name, steps.len())))
+            }
+        }
+    }
+
+    fn to_sweep(&mut self) -> Option<u64> {
+        let ledger = self.plan.as_mut()?.ledger();
+        ledger.has_lingering().then(|| ledger.round())
+    }
+
+    fn report(&mut self, steps: &[StepOf<D::L>], refused: BTreeMap<<D::L as Lowering>::Key, String>) {
+        let Some(plan) = &mut self.plan else { return };
+        if !self.reported.is_empty() {
+            for key in steps.iter().map(|step| step.key()).filter(|key| !refused.contains_key(key)) {
+                self.reported.remove(key);
+            }
+        }
+        // Each owner costs a walk over all: a full map must not turn into hours of reporting.
+        const DETAILED: usize = 10;
+        let fresh: Vec<_> = refused.into_iter().filter(|(key, why)| self.reported.get(key) != Some(why)).collect();
+        for (i, (key, why)) in fresh.iter().enumerate() {
+            if i < DETAILED {
+                let owners: Vec<String> = plan.ledger().owners_of(key).into_iter().map(ToString::to_string).collect();
+                error!(dataplane = %self.name, object = %key, services = %owners.join(", "), "the kernel refuses it: {why}; it is tried again");
+            }
+        }
+        if fresh.len() > DETAILED {
+            error!(dataplane = %self.name, "the kernel refuses {} more objects", fresh.len() - DETAILED);
+        }
+        self.reported.extend(fresh);
+    }
+}
+
+impl<D: Dataplane> Programmer for Programmed<D> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn sync(&mut self, forwarding: &Forwarding, touched: &BTreeSet<ObjectName>, retry: bool) -> anyhow::Result<Round> {
+        let mut refused_before = 0;
+        if let Some(plan) = &mut self.plan {
+            for name in touched {
+                plan.update(name, forwarding);
+            }
+            refused_before = self.reported.len();
+            if retry && plan.ledger().retry() {
+                debug!(dataplane = %self.name, "trying again what the kernel refused");
+            }
+        } else {
+            let observed = self.dataplane.observe().with_context(|| format!("{}: cannot be read back", self.name))?;
+            let mut plan = Plan::new((self.lowering)(), observed);
+            for name in forwarding.services() {
+                plan.update(name, forwarding);
+            }
+            self.plan = Some(plan);
+        }
+        let Some(plan) = &mut self.plan else { return Ok(Round::default()) };
+        let steps = plan.due();
+        for step in &steps {
+            debug!(dataplane = %self.name, %step);
+        }
+        let done = self.carry_out(&steps)?;
+        if refused_before > 0 && self.reported.is_empty() {
+            warn!(dataplane = %self.name, "all that the kernel refused is in place or no longer wanted");
+        }
+        Ok(Round { done, refused: self.reported.len(), sweep: self.to_sweep() })
+    }
+
+    fn sweep(&mut self, round: u64) -> anyhow::Result<Option<u64>> {
+        let Some(plan) = &mut self.plan else { return Ok(None) };
+        let steps = plan.sweep(round);
+        if !steps.is_empty() {
+            debug!(dataplane = %self.name, objects = steps.len(), "deleting what went out of use");
+            self.carry_out(&steps)?;
+        }
+        Ok(self.to_sweep())
+    }
+}
