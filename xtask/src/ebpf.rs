@@ -91,6 +91,8 @@ fn build(root: &Path, linker: &Path) -> Result<PathBuf> {
     let mut path = vec![linker.parent().context("the linker has no folder")?.to_path_buf()];
     path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
 
+    // The flags name the folders of what is fetched, so it has to be there before.
+    run::run(cargo().current_dir(root).args(["fetch", "--quiet", "--locked"])).context("the dependencies cannot be fetched")?;
     let mut cargo = cargo();
     cargo
         .current_dir(root)
@@ -118,7 +120,11 @@ fn rustflags(root: &Path) -> Result<Vec<String>> {
         "--cfg=bpf_target_arch=\"x86_64\"".to_owned(),
         "-Clink-arg=--btf".to_owned(),
     ];
-    for (folder, name) in [(root.to_path_buf(), "proxy-agent"), (cargo_home()?, "cargo"), (library, "rust")] {
+    let mut folders = vec![(root.to_path_buf(), "proxy-agent"), (cargo_home()?, "cargo"), (library, "rust")];
+    // A registry's folder is named after the registry, which may be a mirror. Of several prefixes that fit, the last counts.
+    let registries = fs::read_dir(cargo_home()?.join("registry/src")).into_iter().flatten().flatten();
+    folders.extend(registries.map(|registry| (registry.path(), "crates")));
+    for (folder, name) in folders {
         // The compiler sees some files by the resolved path.
         for folder in [folder.canonicalize().ok(), Some(folder)].into_iter().flatten() {
             flags.push(format!("--remap-path-prefix={}=/{name}", folder.display()));

@@ -1,6 +1,7 @@
 //! Developer commands of proxy-agent: `cargo xtask <command>`.
 
 mod ebpf;
+mod lab;
 mod packages;
 mod run;
 
@@ -19,11 +20,20 @@ struct Cli {
 enum Command {
     /// Build the kernel programs into proxy-ebpf/proxy-ebpf.o, the object that the agent embeds
     Ebpf(ebpf::Args),
+    /// Show the main job in a lab of network namespaces: real connections through virtual IPs, and what is programmed
+    Demo(lab::DemoArgs),
+    /// Install the system packages that building and testing need
+    Packages,
+    /// Run all tests
+    Test(lab::TestArgs),
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Ebpf(args) => ebpf::run(&args),
+        Command::Demo(args) => lab::demo(&args),
+        Command::Packages => lab::packages(),
+        Command::Test(args) => lab::test(&args),
     }
 }
 
