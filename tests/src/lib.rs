@@ -1,1 +1,9 @@
-//! lab
+//! Tests of proxy-agent on real packets, and what they are made with.
+
+pub mod agent;
+pub mod controlplane;
+pub mod demo;
+pub mod lab;
+pub mod pod;
+mod probe;
+mod traffic;

@@ -8,8 +8,8 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow};
 use aya::programs::CgroupSockAddr;
-use aya::{EbpfLoader, include_bytes_aligned};
-use tracing::info;
+use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+use tracing::{info, warn};
 
 use super::sys;
 
@@ -35,15 +35,14 @@ const PROGRAMS: [(&str, u32); 8] = [
 /// Loads all programs over the maps pinned in `dir`, making those that are missing, and attaches them to `cgroup`. Programs that
 /// run already are replaced one by one, each between two calls.
 pub(super) fn start(dir: &Path, cgroup: &Path) -> anyhow::Result<()> {
-    let mut ebpf = EbpfLoader::new().default_map_pin_directory(dir).load(OBJECT).with_context(|| {
-        format!("the eBPF object cannot be loaded over the maps in {} (is CAP_BPF missing, or the kernel older than 5.10?)", dir.display())
-    })?;
     let cgroup_file = File::open(cgroup).with_context(|| cgroup.display().to_string())?;
     let cgroup_id = cgroup_file.metadata().with_context(|| cgroup.display().to_string())?.ino();
     // All are loaded before the first is attached: either the kernel takes all or nothing changes.
-    for (name, _) in PROGRAMS {
-        program(&mut ebpf, name)?.load().with_context(|| format!("program {name}: the kernel's verifier refuses it"))?;
-    }
+    let mut ebpf = load(dir, true).or_else(|error| {
+        let ebpf = load(dir, false).map_err(|_| error)?;
+        warn!("this kernel is older than 6.1: connections to Services without endpoints fail with EPERM instead of ECONNREFUSED");
+        anyhow::Ok(ebpf)
+    })?;
     for (name, attach_type) in PROGRAMS {
         let program = program(&mut ebpf, name)?;
         let fd = program.fd().with_context(|| format!("program {name}"))?.as_fd();
@@ -55,7 +54,21 @@ pub(super) fn start(dir: &Path, cgroup: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn program<'a>(ebpf: &'a mut aya::Ebpf, name: &str) -> anyhow::Result<&'a mut CgroupSockAddr> {
+/// `with_errno`: whether the programs may use the helper that sets a call's errno, which cgroup programs have since 6.1.
+fn load(dir: &Path, with_errno: bool) -> anyhow::Result<Ebpf> {
+    let refuse_with_errno = u8::from(with_errno);
+    let mut loader = EbpfLoader::new();
+    loader.default_map_pin_directory(dir).override_global("REFUSE_WITH_ERRNO", &refuse_with_errno, true);
+    let mut ebpf = loader.load(OBJECT).with_context(|| {
+        format!("the eBPF object cannot be loaded over the maps in {} (is CAP_BPF missing, or the kernel older than 5.10?)", dir.display())
+    })?;
+    for (name, _) in PROGRAMS {
+        program(&mut ebpf, name)?.load().with_context(|| format!("program {name}: the kernel's verifier refuses it"))?;
+    }
+    Ok(ebpf)
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut CgroupSockAddr> {
     let program = ebpf.program_mut(name).ok_or_else(|| anyhow!("program {name}: is not in the eBPF object; run `cargo xtask ebpf`"))?;
     program.try_into().with_context(|| format!("program {name}"))
 }
