@@ -129,7 +129,7 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     let (sender, events) = mpsc::channel(4096);
     let source = match args.manifests {
         Some(dir) => tokio::spawn(source::manifests::watch(dir, sender)),
-        None => tokio::spawn(source::kube::watch(source::kube::KubeConfig { kubeconfig: args.kubeconfig, master: args.master }, sender)),
+        None => tokio::spawn(source::kube::watch(source::kube::KubeConfig { kubeconfig: args.kubeconfig, server: args.master }, sender)),
     };
     let agent = Agent::new(modes::programmers(args.proxy_mode, args.place.bpf(args.cgroup))?);
     let agent = tokio::spawn(agent.run(events));

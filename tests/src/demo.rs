@@ -38,7 +38,7 @@ const CASES: [Case; 9] = [
     case("a1", "10.96.0.10:80", Proto::Tcp, &["b1", "a2", "b2"]),
     case("a1", "[fd00:10:96::a]:80", Proto::Tcp, &["b1", "a2", "b2"]),
     case("node1", "10.96.0.10:80", Proto::Tcp, &["b1", "a2", "b2"]),
-    case("b2", "10.96.0.10:80", Proto::Tcp, &["b1", "a2"]),
+    case("node2", "10.96.0.10:80", Proto::Tcp, &["b1", "a2", "b2"]),
     case("a1", "10.96.0.53:53", Proto::Udp, &["a2"]),
     case("a1", "[fd00:10:96::53]:53", Proto::Udp, &["a2"]),
     case("node1", "10.96.0.53:53", Proto::Udp, &["a2"]),

@@ -114,8 +114,10 @@ impl Forwarding {
     pub fn decide(&self, flow: &Flow) -> Verdict {
         let frontend = flow.frontend();
         let Some(name) = self.winner(&frontend) else { return Verdict::Untouched };
-        let route = self.routes(name).into_iter().find(|(f, _)| *f == frontend);
-        route.map_or(Verdict::Untouched, |(_, route)| Verdict::to(route.backends.iter().copied()))
+        let mut ports = self.cluster.service(name).into_iter().flat_map(|service| service.ports.iter());
+        let port = ports.find(|port| port.port == frontend.port && port.protocol == frontend.protocol);
+        let backends = port.map(|port| usable(self.endpoints(name, port, Family::of(frontend.ip))));
+        backends.map_or(Verdict::Untouched, |backends| Verdict::to(backends.iter().copied()))
     }
 
     fn route(&self, name: &ObjectName, port: &ServicePort, family: Family) -> Route {
@@ -145,18 +147,24 @@ impl Forwarding {
         claims.collect()
     }
 
+    /// Only who wins matters to routes: however many Services claim a frontend, at most two are touched.
     fn claim(&mut self, frontend: Frontend, name: &ObjectName) {
         let claims = self.claims.entry(frontend).or_default();
         if let Err(place) = claims.binary_search(name) {
             claims.insert(place, name.clone());
-            self.touched.extend(claims.iter().cloned());
+            if place == 0 {
+                self.touched.extend(claims.iter().take(2).cloned());
+            }
         }
     }
 
     fn unclaim(&mut self, frontend: &Frontend, name: &ObjectName) {
         let Some(claims) = self.claims.get_mut(frontend) else { return };
-        claims.retain(|n| n != name);
-        self.touched.extend(claims.iter().cloned());
+        let Ok(place) = claims.binary_search(name) else { return };
+        claims.remove(place);
+        if place == 0 {
+            self.touched.extend(claims.first().cloned());
+        }
         if claims.is_empty() {
             self.claims.remove(frontend);
         }

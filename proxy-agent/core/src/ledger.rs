@@ -4,6 +4,9 @@
 //! An object that several Services want goes when the last of them lets it go. An object that may still be read by packets on
 //! their way *lingers*: it is deleted by a later [`sweep`](Ledger::sweep), if nobody wants it again before.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
 
@@ -29,6 +32,25 @@ impl<K, V> Step<K, V> {
         match self {
             Step::Add(key, _) | Step::Replace(key, _, _) | Step::Delete(key, _) => key,
         }
+    }
+}
+
+impl<K: Ord + Clone, V: Eq + Clone> Step<K, V> {
+    /// Applies the step to objects that stand for the kernel's. Whether they were as the step says; if not, they stay as they are.
+    pub fn apply(&self, objects: &mut Objects<K, V>) -> bool {
+        let (key, expected, value) = match self {
+            Step::Add(key, value) => (key, None, Some(value)),
+            Step::Replace(key, value, old) => (key, Some(old), Some(value)),
+            Step::Delete(key, old) => (key, Some(old), None),
+        };
+        if objects.get(key) != expected {
+            return false;
+        }
+        match value {
+            Some(value) => objects.insert(key.clone(), value.clone()),
+            None => objects.remove(key),
+        };
+        true
     }
 }
 
@@ -104,6 +126,7 @@ impl<K: Ord + Clone, V: Eq + Clone> Ledger<K, V> {
 
     fn desire(&mut self, key: K, value: V, newly: bool) {
         let Some(entry) = self.entries.get_mut(&key) else {
+            self.refused.remove(&key);
             self.dirty.insert(key.clone());
             self.entries.insert(key, Entry { owners: 1, state: State::Missing(value) });
             return;
@@ -117,11 +140,7 @@ impl<K: Ord + Clone, V: Eq + Clone> Ledger<K, V> {
         if unchanged {
             return;
         }
-        entry.state = match entry.believed() {
-            Some(believed) if *believed == value => State::Held(value),
-            Some(believed) => State::Differs(Box::new((value, believed.clone()))),
-            None => State::Missing(value),
-        };
+        entry.state = State::wanted(value, entry.believed());
         self.refused.remove(&key);
         self.dirty.insert(key);
     }
@@ -140,12 +159,7 @@ impl<K: Ord + Clone, V: Eq + Clone> Ledger<K, V> {
             }
             Some(believed) => {
                 entry.state = State::Unwanted(believed, self.round);
-                if (self.lingers)(key) {
-                    self.dirty.remove(key);
-                    self.lingering.push_back((self.round, key.clone()));
-                } else {
-                    self.dirty.insert(key.clone());
-                }
+                self.discard(key);
             }
         }
     }
@@ -175,34 +189,67 @@ impl<K: Ord + Clone, V: Eq + Clone> Ledger<K, V> {
         let mut steps = Vec::new();
         while let Some((since, key)) = self.lingering.pop_front_if(|(since, _)| *since < round) {
             let still = self.entries.get(&key).filter(|e| matches!(e.state, State::Unwanted(_, s) if s == since));
-            if let Some(step) = still.and_then(|entry| entry.step(&key)) {
-                self.dirty.insert(key);
+            // A key that was wanted and let go again within a round is here twice.
+            if let Some(step) = still.and_then(|entry| entry.step(&key))
+                && self.dirty.insert(key)
+            {
                 steps.push(step);
             }
         }
         steps
     }
 
-    /// Learns what became of steps: all are done but those whose keys are in `refused`.
+    /// Learns what became of steps: all are done but those whose keys are in `refused`. What is wanted may have changed since the
+    /// steps were due; what that leaves to do is due next.
     pub fn settle(&mut self, steps: &[Step<K, V>], refused: &BTreeSet<K>) {
         for step in steps {
             let key = step.key();
             if refused.contains(key) {
-                self.refused.insert(key.clone());
+                // What has changed since has not been refused yet.
+                if self.entries.get(key).and_then(|entry| entry.step(key)).is_some_and(|now| now == *step) {
+                    self.refused.insert(key.clone());
+                }
                 continue;
             }
             self.refused.remove(key);
             self.dirty.remove(key);
             match step {
-                Step::Delete(..) => {
-                    self.entries.remove(key);
+                Step::Delete(..) => self.learn(key, None),
+                Step::Add(_, value) | Step::Replace(_, value, _) => self.learn(key, Some(value)),
+            }
+        }
+    }
+
+    /// The kernel holds `held` under `key`.
+    fn learn(&mut self, key: &K, held: Option<&V>) {
+        let desired = self.entries.get(key).and_then(Entry::desired).cloned();
+        match (desired, held) {
+            (Some(desired), held) => {
+                let state = State::wanted(desired, held);
+                if !matches!(state, State::Held(_)) {
+                    self.dirty.insert(key.clone());
                 }
-                Step::Add(_, value) | Step::Replace(_, value, _) => {
-                    if let Some(entry) = self.entries.get_mut(key) {
-                        entry.state = State::Held(value.clone());
-                    }
+                if let Some(entry) = self.entries.get_mut(key) {
+                    entry.state = state;
                 }
             }
+            (None, None) => {
+                self.entries.remove(key);
+            }
+            (None, Some(held)) => {
+                self.entries.insert(key.clone(), Entry { owners: 0, state: State::Unwanted(held.clone(), self.round) });
+                self.discard(key);
+            }
+        }
+    }
+
+    /// Sees to it that an unwanted object is deleted: at the next [`due`](Self::due), or by a later [`sweep`](Self::sweep).
+    fn discard(&mut self, key: &K) {
+        if (self.lingers)(key) {
+            self.dirty.remove(key);
+            self.lingering.push_back((self.round, key.clone()));
+        } else {
+            self.dirty.insert(key.clone());
         }
     }
 
@@ -231,6 +278,17 @@ impl<K: Ord + Clone, V: Eq + Clone> Ledger<K, V> {
     /// Everything that the kernel is believed to hold.
     pub fn believed(&self) -> Objects<K, V> {
         self.entries.iter().filter_map(|(key, entry)| Some((key.clone(), entry.believed()?.clone()))).collect()
+    }
+}
+
+impl<V: Eq + Clone> State<V> {
+    /// The state of what is desired where the kernel holds `believed`.
+    fn wanted(desired: V, believed: Option<&V>) -> Self {
+        match believed {
+            Some(believed) if *believed == desired => State::Held(desired),
+            Some(believed) => State::Differs(Box::new((desired, believed.clone()))),
+            None => State::Missing(desired),
+        }
     }
 }
 

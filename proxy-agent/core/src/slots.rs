@@ -1,6 +1,9 @@
 //! Which backend sits in which slot of its Service port. Slots have history: a removed backend's slot goes to a new backend,
 //! else to the last one, so that a change is a handful of objects whatever the number of backends.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,6 +34,7 @@ pub struct Seat {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Slots {
     services: HashMap<ObjectName, Vec<(PortKey, Seat)>>,
+    ids: HashSet<u32>,
     last_id: u32,
 }
 
@@ -41,29 +45,28 @@ impl Slots {
     /// Seats the backends (each once) of all ports of a Service, changed as little as possible from where they were. The seats
     /// come in the order of `ports`; those of other ports of the Service are given up.
     pub fn seat(&mut self, service: &ObjectName, ports: &[(PortKey, &[SocketAddr])]) -> &[(PortKey, Seat)] {
-        if ports.is_empty() {
-            self.services.remove(service);
-            return &[];
-        }
-        let mut former = self.services.remove(service).unwrap_or_default();
+        let former = self.services.remove(service).unwrap_or_default();
+        let mut former: HashMap<PortKey, Seat> = former.into_iter().collect();
         let mut seats = Vec::with_capacity(ports.len());
         for (key, backends) in ports {
-            let mut seat = match former.iter().position(|(k, _)| k == key) {
-                Some(place) => former.swap_remove(place).1,
-                None => Seat { id: self.new_id(), slots: Vec::new() },
-            };
+            let mut seat = former.remove(key).unwrap_or_else(|| Seat { id: self.new_id(), slots: Vec::new() });
             reseat(&mut seat.slots, backends);
             seats.push((key.clone(), seat));
+        }
+        for seat in former.values() {
+            self.ids.remove(&seat.id);
+        }
+        if seats.is_empty() {
+            return &[];
         }
         self.services.entry(service.clone()).insert_entry(seats).into_mut()
     }
 
     /// Takes over what was observed in the kernel. Gaps close; a number that was observed twice stays with the first.
     pub fn restore(&mut self, observed: BTreeMap<(ObjectName, PortKey), Observed>) {
-        let mut taken = HashSet::new();
         for ((service, key), (id, slots)) in observed {
             self.last_id = self.last_id.max(id);
-            if id != 0 && taken.insert(id) {
+            if id != 0 && self.ids.insert(id) {
                 let mut seen = HashSet::new();
                 let slots = slots.into_values().filter(|backend| seen.insert(*backend)).collect();
                 self.services.entry(service).or_default().push((key, Seat { id, slots }));
@@ -71,10 +74,15 @@ impl Slots {
         }
     }
 
-    /// Wrapping takes years of churn; 0 stays free so that a zeroed record names no Service.
+    /// 0 stays free so that a zeroed record names no Service. Numbers in use are passed over: whatever was observed, the highest
+    /// number included, two Services never share one.
     fn new_id(&mut self) -> u32 {
-        self.last_id = self.last_id.checked_add(1).unwrap_or(1);
-        self.last_id
+        loop {
+            self.last_id = self.last_id.checked_add(1).unwrap_or(1);
+            if self.ids.insert(self.last_id) {
+                return self.last_id;
+            }
+        }
     }
 }
 

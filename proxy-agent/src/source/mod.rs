@@ -1,15 +1,61 @@
-//! Sources.
+//! Where Services and EndpointSlices come from: a Kubernetes API server ([`kube`]) or a folder of manifests ([`manifests`]).
+//! Both say it in [`Event`]s, so that what reads them does not know which one it has.
+
+pub mod kube;
+pub mod manifests;
+
 use std::collections::HashSet;
+
 use proxy_core::cluster::Kind;
-use proxy_core::input::Converted;
-use proxy_core::model::ObjectName;
+use proxy_core::input::{Converted, Problem};
+use proxy_core::model::{Change, ObjectName};
+
 /// What a source says.
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
     /// An object was added, altered or is gone; with what in it could not be used.
     Object(Converted),
     /// A complete list of one kind has ended: what is not named is gone.
     Listed(Kind, HashSet<ObjectName>),
 }
-/// sender
+
+/// Where a source sends its events. A full channel makes the source wait; a closed one ends it.
 pub type Sender = tokio::sync::mpsc::Sender<Event>;
+
+/// Nobody listens any more: a source ends, without an error.
+#[derive(Debug)]
+struct Closed;
+
+async fn send(events: &Sender, event: Event) -> Result<(), Closed> {
+    events.send(event).await.map_err(|_| Closed)
+}
+
+/// The object of this name is gone.
+fn removal(kind: Kind, name: ObjectName) -> Converted {
+    let change = match kind {
+        Kind::Service => Change::Service(name, None),
+        Kind::Slice => Change::Slice(name, None),
+    };
+    Converted { change: Some(change), problems: Vec::new() }
+}
+
+/// What a conversion is about, if its object has a name.
+fn subject(converted: &Converted) -> Option<(Kind, &ObjectName)> {
+    match converted.change.as_ref()? {
+        Change::Service(name, _) => Some((Kind::Service, name)),
+        Change::Slice(name, _) => Some((Kind::Slice, name)),
+    }
+}
+
+/// Nothing to apply, one thing to report.
+fn report(object: String, text: String) -> Converted {
+    Converted { change: None, problems: vec![Problem { object, text }] }
+}
+
+/// What [`Problem`]s and log lines call an object of this kind.
+fn noun(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Service => "service",
+        Kind::Slice => "endpointslice",
+    }
+}

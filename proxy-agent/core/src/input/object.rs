@@ -13,6 +13,12 @@ fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(d: D) -> R
     Option::<T>::deserialize(d).map(Option::unwrap_or_default)
 }
 
+/// As [`nullable`], and a null in a list is an empty item: the items around it keep their numbers and are used.
+fn list<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(d: D) -> Result<Vec<T>, D::Error> {
+    let items: Vec<Option<T>> = nullable(d)?;
+    Ok(items.into_iter().map(Option::unwrap_or_default).collect())
+}
+
 /// `metadata` of either object.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Metadata {
@@ -47,13 +53,13 @@ pub struct ServiceSpec {
     #[serde(rename = "clusterIP")]
     pub cluster_ip: Option<String>,
     /// One address per entry of `ip_families`.
-    #[serde(rename = "clusterIPs", default, deserialize_with = "nullable")]
+    #[serde(rename = "clusterIPs", default, deserialize_with = "list")]
     pub cluster_ips: Vec<String>,
     /// IPv4, IPv6.
-    #[serde(default, deserialize_with = "nullable")]
+    #[serde(default, deserialize_with = "list")]
     pub ip_families: Vec<String>,
     /// Ports.
-    #[serde(default, deserialize_with = "nullable")]
+    #[serde(default, deserialize_with = "list")]
     pub ports: Vec<ServicePort>,
 }
 
@@ -78,10 +84,10 @@ pub struct EndpointSlice {
     /// IPv4, IPv6 or FQDN.
     pub address_type: Option<String>,
     /// Endpoints.
-    #[serde(default, deserialize_with = "nullable")]
+    #[serde(default, deserialize_with = "list")]
     pub endpoints: Vec<Endpoint>,
     /// Ports.
-    #[serde(default, deserialize_with = "nullable")]
+    #[serde(default, deserialize_with = "list")]
     pub ports: Vec<EndpointPort>,
 }
 
@@ -89,7 +95,7 @@ pub struct EndpointSlice {
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Endpoint {
     /// Only the first counts.
-    #[serde(default, deserialize_with = "nullable")]
+    #[serde(default, deserialize_with = "list")]
     pub addresses: Vec<String>,
     /// Conditions.
     #[serde(default, deserialize_with = "nullable")]

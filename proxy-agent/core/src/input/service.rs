@@ -1,5 +1,7 @@
 //! Services (SVC-01..05).
 
+use std::collections::HashSet;
+
 use super::{Converted, Report, check_label, object, object_name, parse_ip, parse_port, parse_protocol, port_name};
 use crate::model::{Change, Family, Service, ServicePort};
 
@@ -79,7 +81,8 @@ fn family_at(spec: &object::ServiceSpec, index: usize, report: &mut Report) -> O
 }
 
 fn ports(spec: &object::ServiceSpec, report: &mut Report) -> Box<[ServicePort]> {
-    let mut ports: Vec<ServicePort> = Vec::with_capacity(spec.ports.len());
+    let mut ports = Vec::with_capacity(spec.ports.len());
+    let (mut numbers, mut names) = (HashSet::new(), HashSet::new());
     for (i, port) in spec.ports.iter().enumerate() {
         let name = port.name.as_deref().unwrap_or_default();
         let parsed = check_label(name).map_err(|why| format!("name: {name:?} {why}")).and_then(|()| {
@@ -90,13 +93,16 @@ fn ports(spec: &object::ServiceSpec, report: &mut Report) -> Box<[ServicePort]> 
         });
         match parsed {
             Err(why) => report.say(format_args!("spec.ports[{i}].{why}; the port is left out")),
-            Ok(port) if ports.iter().any(|p| (p.port, p.protocol) == (port.port, port.protocol)) => {
+            Ok(port) if numbers.contains(&(port.port, port.protocol)) => {
                 report.say(format_args!("spec.ports[{i}].port: {}/{} is there twice; the first counts", port.port, port.protocol));
             }
-            Ok(port) if ports.iter().any(|p| (&p.name, p.protocol) == (&port.name, port.protocol)) => {
+            Ok(port) if !names.insert((port.name.clone(), port.protocol)) => {
                 report.say(format_args!("spec.ports[{i}].name: {:?} is there twice; the first counts", &*port.name));
             }
-            Ok(port) => ports.push(port),
+            Ok(port) => {
+                numbers.insert((port.port, port.protocol));
+                ports.push(port);
+            }
         }
     }
     ports.into()

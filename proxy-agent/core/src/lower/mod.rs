@@ -3,7 +3,7 @@
 pub mod bpf;
 pub mod nft;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::{Debug, Display};
 
 use crate::forward::{Flow, Route, Verdict};
@@ -55,18 +55,19 @@ fn seat<'a>(
     routes: impl Iterator<Item = &'a (Frontend, Route)>,
     slots: &'a mut Slots,
 ) -> impl Iterator<Item = (&'a Frontend, &'a Route, &'a Seat)> {
-    let routes: Vec<(PortKey, &(Frontend, Route))> = routes.map(|r| (port_key(&r.0, &r.1), r)).collect();
-    let mut ports: Vec<(PortKey, &[_])> = Vec::with_capacity(routes.len());
-    for (key, (_, route)) in &routes {
-        if !ports.iter().any(|(k, _)| k == key) {
-            ports.push((key.clone(), &route.backends[..route.backends.len().min(MAX_BACKENDS)]));
-        }
-    }
+    let mut places = HashMap::new();
+    let mut ports: Vec<(PortKey, &[_])> = Vec::new();
+    let routes: Vec<_> = routes
+        .map(|(frontend, route)| {
+            let place = *places.entry(port_key(frontend, route)).or_insert_with_key(|key| {
+                ports.push((key.clone(), &route.backends[..route.backends.len().min(MAX_BACKENDS)]));
+                ports.len() - 1
+            });
+            (frontend, route, place)
+        })
+        .collect();
     let seats = slots.seat(name, &ports);
-    routes.into_iter().filter_map(move |(key, (frontend, route))| {
-        let (_, seat) = seats.iter().find(|(k, _)| *k == key)?;
-        Some((frontend, route, seat))
-    })
+    routes.into_iter().filter_map(move |(frontend, route, place)| Some((frontend, route, &seats.get(place)?.1)))
 }
 
 fn port_key(frontend: &Frontend, route: &Route) -> PortKey {

@@ -1,0 +1,142 @@
+//! A simulated kernel, and an agent that programs it through a [`Plan`].
+
+use std::collections::BTreeSet;
+
+use proxy_core::forward::{Flow, Forwarding, Verdict};
+use proxy_core::ledger::Step;
+use proxy_core::lower::bpf::Bpf;
+use proxy_core::lower::nft::Nft;
+use proxy_core::lower::{Lowering, ObjectsOf, StepOf};
+use proxy_core::model::{Change, Family, ObjectName};
+use proxy_core::plan::Plan;
+
+use super::world::Event;
+
+/// Objects that take steps as the kernel does: what is there cannot be added, what is not there cannot be altered or deleted.
+pub(crate) struct Kernel<L: Lowering>(pub(crate) ObjectsOf<L>);
+
+impl<L: Lowering> Kernel<L> {
+    pub(crate) fn apply(&mut self, step: &StepOf<L>) {
+        assert!(step.apply(&mut self.0), "the kernel holds something else than the step says: {step}");
+    }
+}
+
+/// What the tests ask of a lowering beside its trait: which flows it is there for.
+pub(crate) trait Subject: Lowering + Copy + 'static {
+    const ALL: &'static [Self];
+
+    fn serves(&self, family: Family) -> bool;
+}
+
+impl Subject for Bpf {
+    const ALL: &'static [Self] = &[Bpf];
+
+    fn serves(&self, _: Family) -> bool {
+        true
+    }
+}
+
+impl Subject for Nft {
+    const ALL: &'static [Self] = &[Nft { family: Family::V4 }, Nft { family: Family::V6 }];
+
+    fn serves(&self, family: Family) -> bool {
+        self.family == family
+    }
+}
+
+/// The model, a plan that follows it, and the kernel that is programmed.
+pub(crate) struct Agent<L: Lowering> {
+    lowering: L,
+    pub(crate) forwarding: Forwarding,
+    pub(crate) plan: Plan<L>,
+    pub(crate) kernel: Kernel<L>,
+}
+
+impl<L: Subject> Agent<L> {
+    pub(crate) fn new(lowering: L) -> Self {
+        Self::start(lowering, Forwarding::default(), ObjectsOf::<L>::new())
+    }
+
+    /// Starts on what a kernel holds, with a complete list.
+    pub(crate) fn start(lowering: L, forwarding: Forwarding, observed: ObjectsOf<L>) -> Self {
+        let plan = Plan::new(lowering, observed.clone());
+        let mut agent = Self { lowering, forwarding, plan, kernel: Kernel(observed) };
+        agent.update();
+        agent
+    }
+
+    /// Hands what was touched to the plan.
+    pub(crate) fn update(&mut self) -> BTreeSet<ObjectName> {
+        let touched = self.forwarding.take_touched();
+        for name in &touched {
+            self.plan.update(name, &self.forwarding);
+        }
+        touched
+    }
+
+    pub(crate) fn change(&mut self, change: Change) {
+        self.forwarding.apply(change);
+        self.update();
+    }
+
+    pub(crate) fn event(&mut self, event: Event) {
+        match event {
+            Event::Change(change) => self.change(change),
+            Event::Commit => drop(self.commit()),
+            Event::Sweep => self.finish(),
+        }
+    }
+
+    /// Commits what is due, all of it accepted.
+    pub(crate) fn commit(&mut self) -> Vec<StepOf<L>> {
+        let steps = self.plan.due();
+        self.commit_steps(&steps);
+        steps
+    }
+
+    fn commit_steps(&mut self, steps: &[StepOf<L>]) {
+        for step in steps {
+            self.kernel.apply(step);
+        }
+        self.plan.settle(steps, &BTreeSet::new());
+    }
+
+    /// Deletes what lingers since before the round that ended last.
+    pub(crate) fn sweep(&mut self) -> Vec<StepOf<L>> {
+        let round = self.plan.ledger().round();
+        let steps = self.plan.sweep(round);
+        let desired = self.plan.ledger().desired();
+        for step in &steps {
+            assert!(matches!(step, Step::Delete(..)), "a sweep only deletes: {step}");
+            assert!(!desired.contains_key(step.key()), "wanted: {step}");
+        }
+        self.commit_steps(&steps);
+        steps
+    }
+
+    /// Commits and sweeps.
+    pub(crate) fn finish(&mut self) {
+        self.commit();
+        self.sweep();
+    }
+
+    /// The flows that this lowering is there for.
+    pub(crate) fn mine<'a>(&self, flows: &'a [Flow]) -> impl Iterator<Item = &'a Flow> + use<'a, L> {
+        let lowering = self.lowering;
+        flows.iter().filter(move |flow| lowering.serves(Family::of(flow.destination.ip())))
+    }
+
+    /// Fails unless `objects` decide as the model does.
+    pub(crate) fn check(&self, objects: &ObjectsOf<L>, flows: &[Flow], what: &str) {
+        for flow in self.mine(flows) {
+            assert_eq!(L::decide(objects, flow), self.forwarding.decide(flow), "{what}: {flow:?}");
+        }
+        let view: Vec<_> = self.forwarding.view();
+        let view: Vec<_> = view.into_iter().filter(|v| self.lowering.serves(Family::of(v.frontends[0].ip))).collect();
+        assert_eq!(L::view(objects), view, "{what}");
+    }
+
+    pub(crate) fn decide(&self, flow: &Flow) -> Verdict {
+        L::decide(&self.kernel.0, flow)
+    }
+}

@@ -1,0 +1,10 @@
+//! What must hold for every cluster and every sequence of changes. A failure prints the smallest case that was found; run again
+//! with `PROPTEST_RNG_SEED` set to repeat a run, and with `PROPTEST_CASES` for a longer one.
+
+mod changes;
+mod cost;
+mod input;
+mod kernel;
+mod restart;
+mod steps;
+mod world;

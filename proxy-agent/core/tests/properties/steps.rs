@@ -1,0 +1,150 @@
+//! Every prefix of a commit is safe; what is refused hinders nothing else.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use proxy_core::forward::{Flow, Verdict};
+use proxy_core::ledger::Step;
+use proxy_core::lower::Lowering;
+use proxy_core::lower::bpf::Bpf;
+use proxy_core::lower::nft::{self, Nft};
+use proxy_core::model::Change;
+
+use super::kernel::{Agent, Kernel, Subject};
+use super::world::{changes, config, flows};
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn bpf_prefixes_are_safe(before in changes(), after in changes()) {
+        prefixes_are_safe::<Bpf>(&before, &after);
+    }
+
+    /// One batch is atomic, but a large one may have to be split.
+    #[test]
+    fn nft_prefixes_are_safe(before in changes(), after in changes()) {
+        prefixes_are_safe::<Nft>(&before, &after);
+    }
+
+    #[test]
+    fn nft_packets_on_their_way(before in changes(), after in changes()) {
+        packets_on_their_way_find_what_they_look_for(&before, &after);
+    }
+
+    #[test]
+    fn bpf_refusals(before in changes(), after in changes(), seed in any::<u64>()) {
+        refusals::<Bpf>(&before, &after, seed);
+    }
+
+    #[test]
+    fn nft_refusals(before in changes(), after in changes(), seed in any::<u64>()) {
+        refusals::<Nft>(&before, &after, seed);
+    }
+}
+
+/// A packet has read `services` before a commit and reads the rest after it: what it looks for is still there until the sweep.
+fn packets_on_their_way_find_what_they_look_for(before: &[Change], after: &[Change]) {
+    let flows = flows();
+    for lowering in Nft::ALL {
+        let mut agent = Agent::new(*lowering);
+        for change in before {
+            agent.change(change.clone());
+        }
+        agent.finish();
+        let flows: Vec<&Flow> = agent.mine(&flows).collect();
+        let old: Vec<Verdict> = flows.iter().map(|flow| agent.decide(flow)).collect();
+        let is_read = |key: &nft::Key| matches!(key, nft::Key::Service(_) | nft::Key::Refused(_));
+        let read: Vec<_> = agent.kernel.0.clone().into_iter().filter(|(key, _)| is_read(key)).collect();
+        for change in after {
+            agent.change(change.clone());
+        }
+        agent.commit();
+        let mut met = agent.kernel.0.clone();
+        met.retain(|key, _| !is_read(key));
+        met.extend(read);
+        for (flow, old) in flows.iter().zip(&old) {
+            let now = Nft::decide(&met, flow);
+            assert!(is_between(old, &now, &agent.forwarding.decide(flow)), "{flow:?}: {old:?}, then {now:?}");
+        }
+    }
+}
+
+/// Whether a packet may meet `now` while `old` becomes `new`: a backend of either, or nothing worse than one of them.
+pub(crate) fn is_between(old: &Verdict, now: &Verdict, new: &Verdict) -> bool {
+    match (old, now, new) {
+        (_, now, _) if now == old || now == new => true,
+        (Verdict::Backends(old), Verdict::Backends(now), Verdict::Backends(new)) => now.iter().all(|b| old.contains(b) || new.contains(b)),
+        _ => false,
+    }
+}
+
+fn prefixes_are_safe<L: Subject>(before: &[Change], after: &[Change]) {
+    let flows = flows();
+    for lowering in L::ALL {
+        let mut agent = Agent::new(*lowering);
+        for change in before {
+            agent.change(change.clone());
+        }
+        agent.commit();
+        let flows: Vec<&Flow> = agent.mine(&flows).collect();
+        let old: Vec<Verdict> = flows.iter().map(|flow| agent.decide(flow)).collect();
+        for change in after {
+            agent.change(change.clone());
+        }
+        let steps = agent.plan.due();
+        for (done, step) in steps.iter().enumerate() {
+            agent.kernel.apply(step);
+            for (flow, old) in flows.iter().zip(&old) {
+                let (now, new) = (agent.decide(flow), agent.forwarding.decide(flow));
+                let steps: Vec<String> = steps[..=done].iter().map(ToString::to_string).collect();
+                assert!(is_between(old, &now, &new), "{flow:?}: {old:?}, {now:?}, then {new:?} after\n{}", steps.join("\n"));
+            }
+        }
+        agent.plan.settle(&steps, &BTreeSet::new());
+        agent.sweep();
+        let desired = agent.plan.ledger().desired();
+        let swept: Vec<_> = agent.kernel.0.keys().filter(|key| !desired.contains_key(key)).collect();
+        assert!(swept.is_empty(), "{swept:?}");
+    }
+}
+
+/// Some keys are refused: all others go in, a second commit leaves the refused ones alone, and a retry completes.
+fn refusals<L: Subject>(before: &[Change], after: &[Change], seed: u64) {
+    for lowering in L::ALL {
+        let mut agent = Agent::new(*lowering);
+        for change in before {
+            agent.change(change.clone());
+        }
+        agent.finish();
+        for change in after {
+            agent.change(change.clone());
+        }
+        let steps = agent.plan.due();
+        let is_refused = |i: usize| seed.rotate_left(i as u32 * 7).is_multiple_of(3);
+        let refused: BTreeSet<_> = steps.iter().enumerate().filter(|(i, _)| is_refused(*i)).map(|(_, s)| s.key().clone()).collect();
+        for step in steps.iter().filter(|step| !refused.contains(step.key())) {
+            agent.kernel.apply(step);
+        }
+        agent.plan.settle(&steps, &refused);
+        let desired = agent.plan.ledger().desired();
+        let still_wanted = desired.iter().filter(|(key, value)| !refused.contains(*key) && agent.kernel.0.get(*key) != Some(*value));
+        assert_eq!(still_wanted.count(), 0, "everything else is in");
+        assert_eq!(agent.plan.due(), [], "what was refused is left alone");
+        assert_eq!(agent.plan.ledger().retry(), !refused.is_empty());
+        let again: BTreeSet<_> = agent.plan.due().iter().map(|step| step.key().clone()).collect();
+        assert_eq!(again, refused);
+        agent.finish();
+        assert_eq!(agent.kernel.0, desired);
+        assert!(!agent.plan.ledger().retry());
+    }
+}
+
+/// The simulated kernel is as strict as the real one.
+#[test]
+#[should_panic(expected = "the kernel holds something else")]
+fn the_kernel_refuses_what_is_not_there() {
+    let key = proxy_core::lower::bpf::Key::Name(1);
+    let value = proxy_core::lower::bpf::Value::Name("a/web".into());
+    Kernel::<Bpf>(Default::default()).apply(&Step::Delete(key, value));
+}

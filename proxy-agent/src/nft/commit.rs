@@ -1,0 +1,225 @@
+//! Steps to batches, and the kernel's refusals back to steps.
+
+use std::ops::Range;
+
+use anyhow::bail;
+use nix::errno::Errno;
+use proxy_core::ledger::Step;
+use proxy_core::lower::StepOf;
+use proxy_core::lower::nft::{Key, Nft, Value};
+
+use super::element::{flaw, set_of, write_key, write_value};
+use super::layout::{Layout, TABLE};
+use super::observe::table_exists;
+use super::socket::{Failure, Outcome, Socket};
+use super::wire::Batch;
+use crate::dataplane::Refused;
+
+/// How often a batch is sent again without what was refused. The first time shows the messages that fail, the second the
+/// elements, the third what follows from them.
+const ROUNDS: u32 = 6;
+/// How many steps are sent one by one to find those that are refused.
+const ALONE: usize = 8192;
+
+/// One step, and how it is carried out.
+struct Work<'a> {
+    step: &'a StepOf<Nft>,
+    how: How,
+    /// In a message of its own, because one with others was refused.
+    alone: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    Add,
+    /// Delete and add.
+    Replace,
+    Delete,
+    /// Done, or refused.
+    Skip,
+}
+
+/// What a message says: which work, and which half of it.
+struct Said {
+    work: Range<usize>,
+    what: What,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    Base,
+    Pick,
+    Deletes,
+    Adds,
+}
+
+/// Carries the steps out. See [`Dataplane::commit`](crate::dataplane::Dataplane::commit).
+pub(super) fn commit(layout: &Layout, socket: &mut Socket, steps: &[StepOf<Nft>]) -> anyhow::Result<Refused<Nft>> {
+    let mut refused = Refused::<Nft>::new();
+    let anew = steps.iter().any(|step| *step.key() == Key::Base && !matches!(step, Step::Delete(..)));
+    let mut work: Vec<Work<'_>> = Vec::with_capacity(steps.len());
+    for step in steps {
+        if let Some(flaw) = flaw(layout.family, step) {
+            refused.insert(*step.key(), flaw.to_owned());
+            continue;
+        }
+        let how = match step {
+            Step::Add(..) => How::Add,
+            // In a table that is made anew there is nothing to delete.
+            Step::Replace(..) if anew => How::Add,
+            Step::Delete(..) if anew => How::Skip,
+            Step::Replace(..) => How::Replace,
+            Step::Delete(..) => How::Delete,
+        };
+        work.push(Work { step, how, alone: false });
+    }
+    send(layout, socket, &mut work, &mut refused)?;
+    Ok(refused)
+}
+
+/// Sends the work in one batch, or in two halves where it does not fit.
+fn send(layout: &Layout, socket: &mut Socket, work: &mut [Work<'_>], refused: &mut Refused<Nft>) -> anyhow::Result<()> {
+    for _ in 0..ROUNDS {
+        let first = socket.take_seq(u32::try_from(work.len()).unwrap_or(u32::MAX / 16).saturating_mul(8).saturating_add(64));
+        let mut batch = Batch::begin(layout.protocol(), first);
+        let said = say(layout, &mut batch, work);
+        let count = batch.len();
+        if count == 0 {
+            return Ok(());
+        }
+        match socket.transact(&batch.end(), first, count)? {
+            Outcome::Done => return Ok(()),
+            Outcome::Refused(failures) => learn(layout, socket, work, &said, first, &failures, refused)?,
+            Outcome::TooLong if work.len() < 2 => bail!("the netlink socket takes no batch of this size: raise net.core.wmem_max"),
+            Outcome::TooLong => {
+                let (before, after) = work.split_at_mut(work.len() / 2);
+                send(layout, socket, before, refused)?;
+                return send(layout, socket, after, refused);
+            }
+        }
+    }
+    bail!("the kernel refuses something else at every attempt")
+}
+
+/// Writes the messages. The message with the sequence number `first` + 1 + i is the one that `said[i]` tells of.
+fn say(layout: &Layout, batch: &mut Batch, work: &[Work<'_>]) -> Vec<Said> {
+    let mut said = Vec::new();
+    let mut start = 0;
+    while let Some(head) = work.get(start) {
+        let mut end = start + 1;
+        let before = batch.len();
+        match (head.step.key(), head.how) {
+            (_, How::Skip) => {}
+            (Key::Base, How::Add | How::Replace) => layout.replace(batch),
+            (Key::Base, How::Delete) => {
+                batch.message(libc::NFT_MSG_DELTABLE, 0, |out| super::wire::text(out, super::nfta::TABLE_NAME, TABLE));
+            }
+            (Key::Pick(count), How::Add | How::Replace) => layout.pick(batch, *count),
+            (Key::Pick(count), How::Delete) => layout.drop_pick(batch, *count),
+            (key, _) => {
+                end = start + run(&work[start..]);
+                elements(batch, set_of(key).unwrap_or_default(), work, start..end, &mut said);
+            }
+        }
+        let what = if *head.step.key() == Key::Base { What::Base } else { What::Pick };
+        let written = (batch.len() - before) as usize;
+        if end == start + 1 && set_of(head.step.key()).is_none() {
+            said.extend((0..written).map(|_| Said { work: start..end, what }));
+        }
+        start = end;
+    }
+    said
+}
+
+/// How many pieces of work at the beginning go into messages together.
+fn run(work: &[Work<'_>]) -> usize {
+    let Some(head) = work.first() else { return 0 };
+    let set = set_of(head.step.key());
+    let together = |w: &&Work<'_>| !head.alone && !w.alone && set_of(w.step.key()) == set;
+    1 + work[1..].iter().take_while(together).count()
+}
+
+/// Writes what is said of elements of one set: first all deletions, then all additions.
+fn elements(batch: &mut Batch, set: &str, work: &[Work<'_>], range: Range<usize>, said: &mut Vec<Said>) {
+    let deletes = range.clone().filter(|i| matches!(work[*i].how, How::Delete | How::Replace));
+    let write = |out: &mut Vec<u8>, i: usize| write_key(out, work[i].step.key());
+    batch.elements((libc::NFT_MSG_DELSETELEM, 0), (TABLE, set), deletes, write, |first, last| {
+        said.push(Said { work: first..last + 1, what: What::Deletes });
+    });
+    let adds = range.filter(|i| matches!(work[*i].how, How::Add | How::Replace));
+    let write = |out: &mut Vec<u8>, i: usize| {
+        write_key(out, work[i].step.key());
+        if let Step::Add(_, value) | Step::Replace(_, value, _) = work[i].step {
+            write_value(out, value);
+        }
+    };
+    // Exclusive: an element that is there already may have another comment, which the kernel does not look at.
+    let kind = (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE | libc::NLM_F_EXCL);
+    batch.elements(kind, (TABLE, set), adds, write, |first, last| said.push(Said { work: first..last + 1, what: What::Adds }));
+}
+
+/// Takes out what was refused, so that the rest can be sent again.
+fn learn(
+    layout: &Layout,
+    socket: &mut Socket,
+    work: &mut [Work<'_>],
+    said: &[Said],
+    first: u32,
+    failures: &[Failure],
+    refused: &mut Refused<Nft>,
+) -> anyhow::Result<()> {
+    if failures.iter().any(|f| f.errno == Errno::ENOENT) && !work.iter().any(makes_table) && !table_exists(layout, socket)? {
+        bail!("somebody else deleted the table");
+    }
+    let mut looked_at = 0;
+    for failure in failures {
+        let index = failure.seq.checked_sub(first + 1).map(|i| i as usize);
+        let Some(Said { work: range, what }) = index.and_then(|i| said.get(i)) else { bail!("{}", failure.reason()) };
+        if *what == What::Base {
+            bail!("{}", failure.reason());
+        }
+        if *what != What::Pick && range.len() > 1 {
+            looked_at += range.len();
+            if looked_at > ALONE {
+                bail!("too much is refused: {}", failure.reason());
+            }
+            work[range.clone()].iter_mut().for_each(|w| w.alone = true);
+            continue;
+        }
+        let (one, how) = (range.start, work[range.start].how);
+        match (what, failure.errno, how) {
+            // It follows from an earlier failure of the same work.
+            (_, _, How::Skip) => {}
+            // Somebody else did it.
+            (What::Pick | What::Deletes, Errno::ENOENT, How::Delete) => work[one].how = How::Skip,
+            (What::Deletes, Errno::ENOENT, _) => work[one].how = How::Add,
+            // Somebody else's element, or one that was left when we last stopped. EBUSY: it has another value.
+            (What::Adds, Errno::EEXIST | Errno::EBUSY, How::Add) => work[one].how = How::Replace,
+            (_, Errno::ENOENT, _) => bail!("somebody else changed the table: {}", failure.reason()),
+            _ => {
+                work[one].how = How::Skip;
+                refuse(work, *work[one].step.key(), failure.reason(), refused);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Notes a refusal. Services are not sent to a chain that there is not.
+fn refuse(work: &mut [Work<'_>], key: Key, reason: String, refused: &mut Refused<Nft>) {
+    if let Key::Pick(count) = key {
+        for w in work.iter_mut().filter(|w| w.how != How::Skip) {
+            if let Step::Add(key, Value::Service(c, _)) | Step::Replace(key, Value::Service(c, _), _) = w.step
+                && *c == count
+            {
+                w.how = How::Skip;
+                refused.insert(*key, format!("its chain pick-{count} was refused: {reason}"));
+            }
+        }
+    }
+    refused.insert(key, reason);
+}
+
+fn makes_table(work: &Work<'_>) -> bool {
+    *work.step.key() == Key::Base && work.how != How::Skip
+}

@@ -1,0 +1,104 @@
+//! Reads the table back.
+
+use std::collections::BTreeMap;
+
+use proxy_core::ledger::Objects;
+use proxy_core::lower::ObjectsOf;
+use proxy_core::lower::nft::{Key, LAYOUT, Nft, Value};
+
+use super::element;
+use super::layout::{CLASSES, Layout, REFUSED, SERVICES, SLOTS, TABLE, count_of, pick_name};
+use super::rules;
+use super::socket::Socket;
+use super::wire::{Attributes, Message, find_userdata, message_type, nfta, text};
+
+/// Everything that the table holds, if its chains and sets are those that we would make. If not, only the [`Key::Base`] of
+/// another version, so that the whole table is made anew.
+pub(super) fn observe(layout: &Layout, socket: &mut Socket) -> anyhow::Result<ObjectsOf<Nft>> {
+    let Some(comment) = table_comment(layout, socket)? else { return Ok(Objects::new()) };
+    if comment != layout.comment() {
+        let version = Layout::version_in(&comment).filter(|version| *version != LAYOUT).unwrap_or(0);
+        tracing::info!(found = comment, "the table is of another layout and will be replaced");
+        return Ok(Objects::from([(Key::Base, Value::Base(version))]));
+    }
+    let rules = rule_counts(layout, socket)?;
+    let damaged = rules::expected().into_iter().find(|(chain, count)| rules.get(*chain) != Some(count));
+    if let Some((chain, _)) = damaged {
+        tracing::warn!(chain = %String::from_utf8_lossy(chain), "somebody else changed the chain: the table will be replaced");
+        return Ok(Objects::from([(Key::Base, Value::Base(0))]));
+    }
+    let mut objects = Objects::from([(Key::Base, Value::Base(LAYOUT))]);
+    objects.extend(picks(layout, socket, &rules)?.into_iter().map(|count| (Key::Pick(count), Value::Pick)));
+    for set in [SLOTS, SERVICES, REFUSED] {
+        objects.extend(elements(layout, socket, set)?);
+    }
+    Ok(objects)
+}
+
+/// Whether there is a table of our name.
+pub(super) fn table_exists(layout: &Layout, socket: &mut Socket) -> anyhow::Result<bool> {
+    Ok(table_comment(layout, socket)?.is_some())
+}
+
+/// The table's comment, empty if it has none.
+fn table_comment(layout: &Layout, socket: &mut Socket) -> anyhow::Result<Option<String>> {
+    let ours = |out: &mut Vec<u8>| text(out, nfta::TABLE_NAME, TABLE);
+    socket.get(libc::NFT_MSG_GETTABLE, layout.protocol(), ours, |message| {
+        let comment = message.attributes().get(nfta::TABLE_USERDATA).and_then(|list| find_userdata(list, 0));
+        let text = comment.and_then(|comment| comment.split(|byte| *byte == 0).next()).unwrap_or_default();
+        String::from_utf8_lossy(text).into_owned()
+    })
+}
+
+/// How many rules each chain of the table has.
+fn rule_counts(layout: &Layout, socket: &mut Socket) -> anyhow::Result<BTreeMap<Vec<u8>, usize>> {
+    let ours = |out: &mut Vec<u8>| text(out, nfta::RULE_TABLE, TABLE);
+    socket.dump(libc::NFT_MSG_GETRULE, layout.protocol(), ours, |counts: &mut BTreeMap<Vec<u8>, usize>, message| {
+        let rule = message.attributes();
+        if rule.text(nfta::RULE_TABLE) == Some(TABLE)
+            && let Some(chain) = rule.text(nfta::RULE_CHAIN)
+        {
+            *counts.entry(chain.as_bytes().to_vec()).or_default() += 1;
+        }
+    })
+}
+
+/// The chains that pick, as far as they are complete and reachable. Others are made anew when they are wanted.
+fn picks(layout: &Layout, socket: &mut Socket, rules: &BTreeMap<Vec<u8>, usize>) -> anyhow::Result<Vec<u16>> {
+    read_set(layout, socket, CLASSES, |element| {
+        let class = u32::from_ne_bytes(*element.nest(nfta::ELEM_KEY).get(nfta::DATA_VALUE)?.first_chunk()?);
+        let verdict = element.nest(nfta::ELEM_DATA).nest(nfta::DATA_VERDICT);
+        let code = i32::from_be_bytes(*verdict.get(nfta::VERDICT_CODE)?.first_chunk()?);
+        let (count, chain) = (count_of(class)?, verdict.text(nfta::VERDICT_CHAIN)?);
+        let complete = rules.get(chain.as_bytes()) == Some(&rules::PICK_RULES);
+        (code == nfta::GOTO && chain == pick_name(count) && complete).then_some(count)
+    })
+}
+
+fn elements(layout: &Layout, socket: &mut Socket, set: &str) -> anyhow::Result<Vec<(Key, Value)>> {
+    read_set(layout, socket, set, |element| element::read(layout.family, set, element))
+}
+
+/// Reads the elements of a set; those that `read` cannot read are left out.
+fn read_set<T>(layout: &Layout, socket: &mut Socket, set: &str, read: impl Fn(Attributes<'_>) -> Option<T>) -> anyhow::Result<Vec<T>> {
+    let ours = |out: &mut Vec<u8>| {
+        text(out, nfta::LIST_TABLE, TABLE);
+        text(out, nfta::LIST_SET, set);
+    };
+    let mut unknown = 0;
+    let found = socket.dump(libc::NFT_MSG_GETSETELEM, layout.protocol(), ours, |found: &mut Vec<T>, message: &Message<'_>| {
+        if message.kind != message_type(libc::NFT_MSG_NEWSETELEM) {
+            return;
+        }
+        for (_, element) in message.attributes().nest(nfta::LIST_ELEMENTS) {
+            match read(Attributes(element)) {
+                Some(read) => found.push(read),
+                None => unknown += 1,
+            }
+        }
+    })?;
+    if unknown > 0 {
+        tracing::warn!(set, unknown, "elements that are not ours are ignored");
+    }
+    Ok(found)
+}

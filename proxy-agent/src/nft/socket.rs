@@ -1,0 +1,267 @@
+//! A netlink socket of netfilter in the network namespace in which it was opened.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, connect, recv, send, setsockopt, socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+use super::sys;
+use super::wire::{Message, messages, request};
+
+/// NETLINK_CAP_ACK and NETLINK_EXT_ACK (linux/netlink.h): answers say what is wrong, and do not repeat 64 KiB of elements.
+const OPTIONS: [libc::c_int; 2] = [10, 11];
+/// Room for answers when many messages fail.
+const RECEIVE_BUFFER: usize = 8 << 20;
+/// The kernel answers from within send() and recv(); this is for the case that something is very wrong.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The kernel fills at most 32 KiB of a dump at a time; one message is a little above 64 KiB at most.
+const DATAGRAM: usize = 128 << 10;
+/// How often a dump is begun anew because nf_tables changed meanwhile, not necessarily in our table.
+const DUMPS: u32 = 5;
+
+/// A message that the kernel refused.
+#[derive(Clone, Debug)]
+pub(super) struct Failure {
+    /// Its sequence number.
+    pub(super) seq: u32,
+    pub(super) errno: Errno,
+    /// What the kernel says about it, if anything.
+    pub(super) explanation: Option<String>,
+}
+
+/// What became of a batch.
+pub(super) enum Outcome {
+    /// It took effect.
+    Done,
+    /// Nothing of it took effect.
+    Refused(Vec<Failure>),
+    /// It does not fit the socket's buffer, which an unprivileged process cannot enlarge.
+    TooLong,
+}
+
+/// The socket.
+pub(super) struct Socket {
+    fd: OwnedFd,
+    seq: u32,
+    /// The longest batch that the buffer takes.
+    room: usize,
+    buffer: Vec<u8>,
+}
+
+impl Socket {
+    pub(super) fn open() -> anyhow::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)
+            .context("cannot open a netfilter netlink socket (nfnetlink): load the kernel module, or allow AF_NETLINK in seccomp")?;
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0)).context("cannot bind the netlink socket")?;
+        connect(fd.as_raw_fd(), &NetlinkAddr::new(0, 0)).context("cannot connect the netlink socket")?;
+        let timeout = TimeVal::seconds(PATIENCE.as_secs() as i64);
+        setsockopt(&fd, sockopt::ReceiveTimeout, &timeout).context("cannot set the netlink socket's timeout")?;
+        for option in OPTIONS {
+            sys::netlink_option(fd.as_fd(), option).context("the kernel lacks extended netlink answers (4.12 and later have them)")?;
+        }
+        if setsockopt(&fd, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+            // In a user namespace on older kernels: as much as the limit allows.
+            let _ = setsockopt(&fd, sockopt::RcvBuf, &RECEIVE_BUFFER);
+        }
+        Ok(Self { fd, seq: 1, room: 0, buffer: vec![0; DATAGRAM] })
+    }
+
+    /// A sequence number with room for `count` after it.
+    pub(super) fn take_seq(&mut self, count: u32) -> u32 {
+        if self.seq.checked_add(count.saturating_add(2)).is_none() {
+            self.seq = 1;
+        }
+        self.seq
+    }
+
+    /// Sends a batch whose messages, begin excluded, have the numbers from `first` + 1 to `first` + `count`, of which the last
+    /// asks for an answer.
+    pub(super) fn transact(&mut self, bytes: &[u8], first: u32, count: u32) -> anyhow::Result<Outcome> {
+        self.seq = first.saturating_add(count).saturating_add(2);
+        self.make_room(bytes.len());
+        match self.send(bytes) {
+            Ok(()) => {}
+            Err(Errno::EMSGSIZE) => return Ok(Outcome::TooLong),
+            Err(errno) => bail!("cannot send {} bytes to nf_tables: {}", bytes.len(), errno.desc()),
+        }
+        let (mut failures, mut finished) = (Vec::new(), false);
+        let deadline = Instant::now() + PATIENCE;
+        while !finished {
+            let len = self.receive(deadline)?;
+            let answers = messages(&self.buffer[..len]).filter(|m| i32::from(m.kind) == libc::NLMSG_ERROR);
+            for answer in answers.filter(|m| (first..=first.saturating_add(count)).contains(&m.seq)) {
+                if answer.errno() != 0 {
+                    failures.push(failure(&answer));
+                }
+                // An error of the message that begins the batch is one of the whole, and nothing else need follow.
+                finished |= answer.seq == first + count || answer.seq == first;
+            }
+        }
+        Ok(if failures.is_empty() { Outcome::Done } else { Outcome::Refused(failures) })
+    }
+
+    /// Asks for one object. None: it does not exist.
+    pub(super) fn get<T>(
+        &mut self,
+        kind: i32,
+        family: u8,
+        attributes: impl FnOnce(&mut Vec<u8>),
+        parse: impl FnOnce(&Message<'_>) -> T,
+    ) -> anyhow::Result<Option<T>> {
+        let seq = self.ask(kind, libc::NLM_F_ACK, family, attributes)?;
+        let (mut parse, mut found) = (Some(parse), None);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let len = self.receive(deadline)?;
+            for message in messages(&self.buffer[..len]).filter(|m| m.seq == seq) {
+                if i32::from(message.kind) != libc::NLMSG_ERROR {
+                    found = found.or_else(|| Some(parse.take()?(&message)));
+                    continue;
+                }
+                return match message.errno() {
+                    0 => Ok(found),
+                    libc::ENOENT => Ok(None),
+                    _ => Err(failure(&message).into_error()),
+                };
+            }
+        }
+    }
+
+    /// Asks for all objects of a kind; `reset` is called before every attempt, `take` for each object. The objects are as they
+    /// were at one moment, but for a warning.
+    pub(super) fn dump<T: Default>(
+        &mut self,
+        kind: i32,
+        family: u8,
+        attributes: impl Fn(&mut Vec<u8>),
+        mut take: impl FnMut(&mut T, &Message<'_>),
+    ) -> anyhow::Result<T> {
+        let mut attempt = 1;
+        loop {
+            let mut found = T::default();
+            if self.dump_once(kind, family, &attributes, |message| take(&mut found, message))? {
+                return Ok(found);
+            }
+            if attempt == DUMPS {
+                // Changes in other tables interrupt a dump as well. What is missing shows when it is written.
+                tracing::warn!(kind, "nf_tables changes all the time: what is read may be incomplete");
+                return Ok(found);
+            }
+            attempt += 1;
+        }
+    }
+
+    /// Whether the dump was not interrupted.
+    fn dump_once(
+        &mut self,
+        kind: i32,
+        family: u8,
+        attributes: impl FnOnce(&mut Vec<u8>),
+        mut take: impl FnMut(&Message<'_>),
+    ) -> anyhow::Result<bool> {
+        self.drain();
+        let seq = self.ask(kind, libc::NLM_F_DUMP, family, attributes)?;
+        let mut whole = true;
+        loop {
+            let len = self.receive(Instant::now() + PATIENCE)?;
+            for message in messages(&self.buffer[..len]).filter(|m| m.seq == seq) {
+                whole &= i32::from(message.flags) & libc::NLM_F_DUMP_INTR == 0;
+                match i32::from(message.kind) {
+                    libc::NLMSG_DONE | libc::NLMSG_ERROR => {
+                        return match message.errno() {
+                            0 => Ok(whole),
+                            libc::EINTR => Ok(false),
+                            _ => Err(failure(&message).into_error()),
+                        };
+                    }
+                    _ => take(&message),
+                }
+            }
+        }
+    }
+
+    fn ask(&mut self, kind: i32, flags: i32, family: u8, attributes: impl FnOnce(&mut Vec<u8>)) -> anyhow::Result<u32> {
+        let seq = self.take_seq(1);
+        self.seq = seq + 1;
+        let bytes = request(kind, flags, seq, family, attributes);
+        self.send(&bytes).map_err(|errno| anyhow::anyhow!("cannot ask nf_tables: {}", errno.desc()))?;
+        Ok(seq)
+    }
+
+    /// Lets a batch of this length through at once.
+    fn make_room(&mut self, len: usize) {
+        // The kernel doubles the number and keeps 32 bytes for itself.
+        if len > self.room && setsockopt(&self.fd, sockopt::SndBufForce, &len).is_ok() {
+            self.room = len;
+        }
+    }
+
+    /// As a process that may not enlarge the buffer.
+    #[cfg(test)]
+    pub(super) fn forbid_room(&mut self) {
+        self.room = usize::MAX;
+        let _ = setsockopt(&self.fd, sockopt::SndBuf, &65_536);
+    }
+
+    fn send(&self, bytes: &[u8]) -> Result<(), Errno> {
+        loop {
+            match send(self.fd.as_raw_fd(), bytes, MsgFlags::empty()) {
+                Err(Errno::EINTR) => {}
+                result => return result.map(drop),
+            }
+        }
+    }
+
+    fn receive(&mut self, deadline: Instant) -> anyhow::Result<usize> {
+        loop {
+            match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
+                Ok(len) => return Ok(len),
+                Err(Errno::EINTR) if Instant::now() < deadline => {}
+                Err(Errno::EAGAIN | Errno::EINTR) => bail!("nf_tables does not answer within {} s", PATIENCE.as_secs()),
+                Err(Errno::ENOBUFS) => bail!("nf_tables had more to say than the socket's buffer holds"),
+                Err(errno) => bail!("cannot read from nf_tables: {}", errno.desc()),
+            }
+        }
+    }
+
+    /// Takes out what an earlier request left; a dump has to be read to its end before the next.
+    fn drain(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_DONTWAIT).is_ok_and(|len| len > 0) && Instant::now() < deadline {}
+    }
+}
+
+impl Failure {
+    /// What the kernel says, and what to do where that is known.
+    pub(super) fn reason(&self) -> String {
+        let advice = match self.errno {
+            Errno::EPERM | Errno::EACCES => ": CAP_NET_ADMIN in the network namespace's owner is needed",
+            Errno::ENOMEM => ": the node, or the container's memory limit, is out of memory",
+            Errno::EOPNOTSUPP => ": the kernel lacks an nf_tables feature (CONFIG_NFT_NAT, NFT_NUMGEN, NFT_REJECT, NFT_CT)",
+            _ => "",
+        };
+        let name = io::Error::from(self.errno);
+        match &self.explanation {
+            Some(text) => format!("{name}: {text}{advice}"),
+            None => format!("{name}{advice}"),
+        }
+    }
+
+    pub(super) fn into_error(self) -> anyhow::Error {
+        match self.errno {
+            Errno::EINVAL if self.explanation.is_none() => anyhow::anyhow!("the kernel has no nf_tables: load the module nf_tables"),
+            _ => anyhow::anyhow!("nf_tables: {}", self.reason()),
+        }
+    }
+}
+
+fn failure(answer: &Message<'_>) -> Failure {
+    Failure { seq: answer.seq, errno: Errno::from_raw(answer.errno()), explanation: answer.explanation().map(str::to_owned) }
+}

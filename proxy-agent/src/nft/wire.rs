@@ -1,0 +1,328 @@
+//! Netlink messages as bytes: a batch that is written into one buffer without an allocation per element, and attributes that
+//! are read back. linux/netlink.h, linux/netfilter/nfnetlink.h and linux/netfilter/nf_tables.h.
+
+/// Numbers of linux/netfilter/nf_tables.h that libc lacks.
+pub(super) mod nfta {
+    pub(crate) const TABLE_NAME: u16 = 1;
+    pub(crate) const TABLE_USERDATA: u16 = 6;
+    pub(crate) const CHAIN_TABLE: u16 = 1;
+    pub(crate) const CHAIN_NAME: u16 = 3;
+    pub(crate) const RULE_TABLE: u16 = 1;
+    pub(crate) const RULE_CHAIN: u16 = 2;
+    pub(crate) const SET_TABLE: u16 = 1;
+    pub(crate) const SET_NAME: u16 = 2;
+    pub(crate) const SET_FLAGS: u16 = 3;
+    pub(crate) const SET_KEY_TYPE: u16 = 4;
+    pub(crate) const SET_KEY_LEN: u16 = 5;
+    pub(crate) const SET_DATA_TYPE: u16 = 6;
+    pub(crate) const SET_DATA_LEN: u16 = 7;
+    pub(crate) const SET_ID: u16 = 10;
+    pub(crate) const SET_USERDATA: u16 = 13;
+    pub(crate) const LIST_TABLE: u16 = 1;
+    pub(crate) const LIST_SET: u16 = 2;
+    pub(crate) const LIST_ELEMENTS: u16 = 3;
+    pub(crate) const LIST_ELEM: u16 = 1;
+    pub(crate) const ELEM_KEY: u16 = 1;
+    pub(crate) const ELEM_DATA: u16 = 2;
+    pub(crate) const ELEM_USERDATA: u16 = 6;
+    pub(crate) const DATA_VALUE: u16 = 1;
+    pub(crate) const DATA_VERDICT: u16 = 2;
+    pub(crate) const VERDICT_CODE: u16 = 1;
+    pub(crate) const VERDICT_CHAIN: u16 = 2;
+    /// NFT_SET_MAP
+    pub(crate) const MAP: u32 = 8;
+    /// NFT_DATA_VERDICT
+    pub(crate) const VERDICT: u32 = 0xffff_ff00;
+    /// NFT_GOTO
+    pub(crate) const GOTO: i32 = -4;
+}
+
+/// struct nlmsghdr
+pub(super) const HEADER: usize = 16;
+/// struct nlmsghdr and struct nfgenmsg
+pub(super) const HEADERS: usize = HEADER + 4;
+/// NLA_F_NESTED
+const NESTED: u16 = 1 << 15;
+/// Room below what a nest's 16-bit length can say for one more element with a label.
+const NEST_LIMIT: usize = u16::MAX as usize - 1024;
+
+const fn aligned(len: usize) -> usize {
+    (len + 3) & !3
+}
+
+/// A message type of nf_tables.
+pub(super) const fn message_type(kind: i32) -> u16 {
+    (libc::NFNL_SUBSYS_NFTABLES as u16) << 8 | kind as u16
+}
+
+/// Messages, of which those between begin and end take effect together.
+pub(super) struct Batch {
+    bytes: Vec<u8>,
+    family: u8,
+    first: u32,
+    next: u32,
+    /// Where the last message before the end begins.
+    last: usize,
+}
+
+impl Batch {
+    /// An empty batch: the message that begins it has the sequence number `first`.
+    pub(super) fn begin(family: u8, first: u32) -> Self {
+        let mut batch = Self { bytes: Vec::with_capacity(8192), family, first, next: first, last: 0 };
+        batch.boundary(libc::NFNL_MSG_BATCH_BEGIN);
+        batch
+    }
+
+    /// Ends the batch. Only its last message is answered if all goes well.
+    pub(super) fn end(mut self) -> Vec<u8> {
+        self.ask_for_answer();
+        self.boundary(libc::NFNL_MSG_BATCH_END);
+        self.bytes
+    }
+
+    /// The batch without an end: the kernel tries it and takes everything back.
+    pub(super) fn trial(mut self) -> Vec<u8> {
+        self.ask_for_answer();
+        self.bytes
+    }
+
+    fn ask_for_answer(&mut self) {
+        if let Some(flags) = self.bytes.get_mut(self.last + 6..).and_then(|at| at.first_chunk_mut()) {
+            *flags = (u16::from_ne_bytes(*flags) | libc::NLM_F_ACK as u16).to_ne_bytes();
+        }
+    }
+
+    /// How many messages there are, without begin and end.
+    pub(super) fn len(&self) -> u32 {
+        self.next - self.first - 1
+    }
+
+    /// A number that changes with what is written (FNV-1a, 64 bits).
+    pub(super) fn fingerprint(&self) -> u64 {
+        self.bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
+    }
+
+    /// The sequence number of the next message.
+    pub(super) fn next(&self) -> u32 {
+        self.next
+    }
+
+    /// Appends a message that somebody else wrote with the [next](Self::next) sequence number.
+    pub(super) fn foreign(&mut self, message: &[u8]) {
+        self.last = self.bytes.len();
+        self.bytes.extend_from_slice(message);
+        // Thousands of answers would overflow the socket; errors come without being asked for.
+        if let Some(flags) = self.bytes.get_mut(self.last + 6..).and_then(|at| at.first_chunk_mut()) {
+            *flags = (u16::from_ne_bytes(*flags) & !(libc::NLM_F_ACK as u16)).to_ne_bytes();
+        }
+        self.next += 1;
+    }
+
+    /// Appends one message with what `attributes` writes.
+    pub(super) fn message(&mut self, kind: i32, flags: i32, attributes: impl FnOnce(&mut Vec<u8>)) {
+        self.last = self.bytes.len();
+        header(&mut self.bytes, message_type(kind), flags as u16, self.next, self.family, 0);
+        attributes(&mut self.bytes);
+        set_len(&mut self.bytes, self.last);
+        self.next += 1;
+    }
+
+    /// Appends as many messages about elements of a set as are needed; a nest stays below 64 KiB. `element` writes the key,
+    /// data and comment of an item. `written` is told of every message with its first and last item.
+    pub(super) fn elements(
+        &mut self,
+        (kind, flags): (i32, i32),
+        (table, set): (&str, &str),
+        items: impl Iterator<Item = usize>,
+        element: impl Fn(&mut Vec<u8>, usize),
+        mut written: impl FnMut(usize, usize),
+    ) {
+        let mut items = items.peekable();
+        while let Some(&first) = items.peek() {
+            let mut last = first;
+            self.message(kind, flags, |out| {
+                text(out, nfta::LIST_TABLE, table);
+                text(out, nfta::LIST_SET, set);
+                nest(out, nfta::LIST_ELEMENTS, |out| {
+                    let start = out.len();
+                    while out.len() - start < NEST_LIMIT
+                        && let Some(item) = items.next()
+                    {
+                        nest(out, nfta::LIST_ELEM, |out| element(out, item));
+                        last = item;
+                    }
+                });
+            });
+            written(first, last);
+        }
+    }
+
+    fn boundary(&mut self, kind: i32) {
+        let start = self.bytes.len();
+        let subsystem = (libc::NFNL_SUBSYS_NFTABLES as u16).to_be();
+        header(&mut self.bytes, kind as u16, 0, self.next, 0, subsystem);
+        set_len(&mut self.bytes, start);
+        self.next += 1;
+    }
+}
+
+/// One request outside a batch.
+pub(super) fn request(kind: i32, flags: i32, seq: u32, family: u8, attributes: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(128);
+    header(&mut bytes, message_type(kind), flags as u16, seq, family, 0);
+    attributes(&mut bytes);
+    set_len(&mut bytes, 0);
+    bytes
+}
+
+fn header(out: &mut Vec<u8>, kind: u16, flags: u16, seq: u32, family: u8, resource: u16) {
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&kind.to_ne_bytes());
+    out.extend_from_slice(&(flags | libc::NLM_F_REQUEST as u16).to_ne_bytes());
+    out.extend_from_slice(&seq.to_ne_bytes());
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&[family, 0]);
+    out.extend_from_slice(&resource.to_ne_bytes());
+}
+
+fn set_len(out: &mut [u8], start: usize) {
+    let len = (out.len() - start) as u32;
+    if let Some(field) = out.get_mut(start..).and_then(|at| at.first_chunk_mut()) {
+        *field = len.to_ne_bytes();
+    }
+}
+
+/// Writes an attribute.
+pub(super) fn attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    nested(out, kind, |out| out.extend_from_slice(value));
+}
+
+/// Writes a number in network byte order, as nf_tables has them.
+pub(super) fn number(out: &mut Vec<u8>, kind: u16, value: u32) {
+    attribute(out, kind, &value.to_be_bytes());
+}
+
+/// Writes a text with a NUL.
+pub(super) fn text(out: &mut Vec<u8>, kind: u16, value: &str) {
+    nested(out, kind, |out| {
+        out.extend_from_slice(value.as_bytes());
+        out.push(0);
+    });
+}
+
+/// Writes a nest of attributes.
+pub(super) fn nest(out: &mut Vec<u8>, kind: u16, content: impl FnOnce(&mut Vec<u8>)) {
+    nested(out, kind | NESTED, content);
+}
+
+/// Writes an attribute whose content is written in place.
+pub(super) fn nested(out: &mut Vec<u8>, kind: u16, content: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    out.extend_from_slice(&[0; 2]);
+    out.extend_from_slice(&kind.to_ne_bytes());
+    content(out);
+    let len = (out.len() - start) as u16;
+    if let Some(field) = out.get_mut(start..).and_then(|at| at.first_chunk_mut()) {
+        *field = len.to_ne_bytes();
+    }
+    out.resize(start + aligned(out.len() - start), 0);
+}
+
+/// Writes an item of a user data list, as libnftnl's nftnl_udata_put: what `nft list` prints comments and types from.
+pub(super) fn userdata(out: &mut Vec<u8>, kind: u8, value: &[u8]) {
+    userdata_header(out, kind, value.len());
+    out.extend_from_slice(value);
+}
+
+/// Writes type and length of an item. The kernel takes at most 256 bytes in all (NFT_USERDATA_MAXLEN) and refuses more, so a
+/// length that wraps is never stored.
+pub(super) fn userdata_header(out: &mut Vec<u8>, kind: u8, len: usize) {
+    out.extend_from_slice(&[kind, len as u8]);
+}
+
+/// Finds an item of a user data list.
+pub(super) fn find_userdata(mut list: &[u8], wanted: u8) -> Option<&[u8]> {
+    while let [kind, len, rest @ ..] = list {
+        let (value, after) = rest.split_at_checked(usize::from(*len))?;
+        if *kind == wanted {
+            return Some(value);
+        }
+        list = after;
+    }
+    None
+}
+
+/// A netlink message as it came.
+#[derive(Clone, Copy)]
+pub(super) struct Message<'a> {
+    pub(super) kind: u16,
+    pub(super) flags: u16,
+    pub(super) seq: u32,
+    /// What follows struct nlmsghdr.
+    pub(super) body: &'a [u8],
+}
+
+impl<'a> Message<'a> {
+    /// The attributes of a message of nf_tables.
+    pub(super) fn attributes(&self) -> Attributes<'a> {
+        Attributes(self.body.get(HEADERS - HEADER..).unwrap_or_default())
+    }
+
+    /// The error number of an answer (NLMSG_ERROR), 0 for success.
+    pub(super) fn errno(&self) -> i32 {
+        self.body.first_chunk().map_or(libc::EPROTO, |errno| -i32::from_ne_bytes(*errno))
+    }
+
+    /// What the kernel says about an error beside its number (NLMSGERR_ATTR_MSG).
+    pub(super) fn explanation(&self) -> Option<&'a str> {
+        // The answer repeats the header of the message (NETLINK_CAP_ACK).
+        let attributes = Attributes(self.body.get(4 + HEADER..)?);
+        attributes.text(1).filter(|text| !text.is_empty())
+    }
+}
+
+/// The messages of one datagram. Ends at the first that is cut short.
+pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
+    std::iter::from_fn(move || {
+        let (header, _) = bytes.split_first_chunk::<HEADER>()?;
+        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, ..] = *header;
+        let len = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
+        let body = bytes.get(HEADER..len)?;
+        bytes = bytes.get(aligned(len)..).unwrap_or_default();
+        let (kind, flags) = (u16::from_ne_bytes([k0, k1]), u16::from_ne_bytes([f0, f1]));
+        Some(Message { kind, flags, seq: u32::from_ne_bytes([s0, s1, s2, s3]), body })
+    })
+}
+
+/// Attributes one after the other: type and value. Ends at the first that is cut short.
+#[derive(Clone, Copy)]
+pub(super) struct Attributes<'a>(pub(super) &'a [u8]);
+
+impl<'a> Attributes<'a> {
+    /// The value of the first attribute of a type.
+    pub(super) fn get(self, wanted: u16) -> Option<&'a [u8]> {
+        self.into_iter().find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
+    }
+
+    /// The attributes in a nest.
+    pub(super) fn nest(self, wanted: u16) -> Attributes<'a> {
+        Attributes(self.get(wanted).unwrap_or_default())
+    }
+
+    /// A text up to its NUL.
+    pub(super) fn text(self, wanted: u16) -> Option<&'a str> {
+        str::from_utf8(self.get(wanted)?.split(|byte| *byte == 0).next()?).ok()
+    }
+}
+
+impl<'a> Iterator for Attributes<'a> {
+    type Item = (u16, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let [l0, l1, k0, k1, ..] = *self.0 else { return None };
+        let len = usize::from(u16::from_ne_bytes([l0, l1]));
+        let value = self.0.get(4..len)?;
+        self.0 = self.0.get(aligned(len)..).unwrap_or_default();
+        Some((u16::from_ne_bytes([k0, k1]) & !(NESTED | 1 << 14), value))
+    }
+}

@@ -1,0 +1,217 @@
+//! What can go wrong between the agent and the API server, said once, with the way out; and how long to wait then.
+
+use std::collections::BTreeSet;
+use std::error::Error;
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+use super::wire::Status;
+
+/// Kinds of failure: the log names each once until the connection works again.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Kind {
+    /// No answer, or the connection broke.
+    Unreachable,
+    /// The API server does not know us.
+    Unauthorized,
+    /// It knows us and says no.
+    Forbidden,
+    /// The version that we would go on from is too old: a new list is needed. Part of normal operation.
+    Expired,
+    /// It does not take this request at all.
+    Refused,
+    /// It has no such resource.
+    Absent,
+    /// It is busy or ill.
+    Busy,
+    /// What it says makes no sense.
+    Garbled,
+}
+
+/// Something went wrong.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) struct Failure {
+    pub(super) kind: Kind,
+    /// For the operator: what happened, in the server's words where it has some.
+    pub(super) text: String,
+}
+
+impl Failure {
+    pub(super) fn new(kind: Kind, text: impl Into<String>) -> Self {
+        Self { kind, text: text.into() }
+    }
+
+    /// A connection that broke while it was read.
+    pub(super) fn broken(error: &(dyn Error + 'static)) -> Self {
+        Self::new(Kind::Unreachable, chain(error))
+    }
+
+    /// An answer that is not what was asked for.
+    pub(super) fn garbled(error: &serde_json::Error) -> Self {
+        Self::new(Kind::Garbled, format!("an answer that cannot be decoded: {error}"))
+    }
+
+    /// What to do about it.
+    fn way_out(&self, resource: &str) -> String {
+        match self.kind {
+            Kind::Forbidden => format!(
+                "the agent must be allowed to list and watch {resource} in all namespaces: bind ClusterRole system:node-proxier to its \
+                 ServiceAccount or user"
+            ),
+            Kind::Unauthorized => "the token or client certificate is missing, has expired, or is another cluster's: check --kubeconfig or \
+                                   the pod's ServiceAccount; files are read again at each attempt"
+                .to_owned(),
+            Kind::Unreachable if self.text.contains("certificate") => {
+                "check certificate-authority and server in --kubeconfig, and the server's certificate".to_owned()
+            }
+            Kind::Absent => "check that the server in --kubeconfig is a Kubernetes API server, 1.21 or later".to_owned(),
+            _ => "trying again".to_owned(),
+        }
+    }
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        let kind = match status.code {
+            401 => Kind::Unauthorized,
+            403 => Kind::Forbidden,
+            404 => Kind::Absent,
+            410 => Kind::Expired,
+            400 | 405 | 406 | 422 => Kind::Refused,
+            _ => Kind::Busy,
+        };
+        Self::new(kind, format!("{} ({})", status.message, status.code))
+    }
+}
+
+impl From<::kube::Error> for Failure {
+    fn from(error: ::kube::Error) -> Self {
+        match error {
+            ::kube::Error::Api(status) => Status { code: status.code, message: status.message }.into(),
+            ::kube::Error::Auth(error) => Self::new(Kind::Unauthorized, chain(&error)),
+            ::kube::Error::Service(error) => Self::new(Kind::Unreachable, chain(error.as_ref())),
+            error => Self::new(Kind::Unreachable, chain(&error)),
+        }
+    }
+}
+
+/// An error and its causes; some errors repeat their cause in their own text.
+pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let cause = error.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+        source = error.source();
+    }
+    text
+}
+
+/// Says what goes wrong, each kind of it once, and when all is well again.
+pub(super) struct Journal {
+    resource: &'static str,
+    said: BTreeSet<Kind>,
+}
+
+impl Journal {
+    pub(super) fn new(resource: &'static str) -> Self {
+        Self { resource, said: BTreeSet::new() }
+    }
+
+    /// `true` where it is news.
+    pub(super) fn failed(&mut self, failure: &Failure) -> bool {
+        let Failure { kind, text } = failure;
+        let news = !matches!(kind, Kind::Expired) && self.said.insert(*kind);
+        if news {
+            let (resource, way_out) = (self.resource, failure.way_out(self.resource));
+            tracing::warn!("watch of {resource}: {text}; {way_out}. What is known stays in force");
+        } else {
+            tracing::debug!("watch of {}: {text}", self.resource);
+        }
+        news
+    }
+
+    /// `true` where it is news.
+    pub(super) fn works(&mut self) -> bool {
+        let news = !self.said.is_empty();
+        if news {
+            self.said.clear();
+            tracing::info!("watch of {}: connected to the API server again", self.resource);
+        }
+        news
+    }
+}
+
+/// How long to wait after a failure: longer each time, and not the same on all nodes, so that an API server that comes back is
+/// not met by all of them at once.
+#[derive(Default)]
+pub(super) struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    const FIRST: Duration = Duration::from_millis(500);
+    const LONGEST: Duration = Duration::from_secs(30);
+
+    pub(super) fn next(&mut self) -> Duration {
+        let longest = (Self::FIRST * 2u32.saturating_pow(self.failures.min(16))).min(Self::LONGEST);
+        self.failures += 1;
+        longest.div_f64(2.0) + longest.mul_f64(random() / 2.0)
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.failures = 0;
+    }
+}
+
+/// From 0 to 1. The standard library has no other source of chance; nothing secret hangs on this one.
+pub(super) fn random() -> f64 {
+    f64::from((RandomState::new().hash_one(0) >> 32) as u32) / f64::from(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_way_out_names_verbs_resource_and_role() {
+        let forbidden = Failure::from(Status { code: 403, message: "services is forbidden".into() });
+        let text = forbidden.way_out("services");
+        assert!(text.contains("list and watch services") && text.contains("system:node-proxier"), "{text}");
+    }
+
+    #[test]
+    fn each_kind_is_said_once_until_it_works_again() {
+        let mut journal = Journal::new("services");
+        let away = Failure::new(Kind::Unreachable, "connection refused");
+        assert!(!journal.works());
+        assert!(journal.failed(&away));
+        assert!(!journal.failed(&away));
+        assert!(journal.failed(&Failure::new(Kind::Forbidden, "no")));
+        assert!(journal.works());
+        assert!(!journal.works());
+        assert!(journal.failed(&away));
+        assert!(!journal.failed(&Failure::new(Kind::Expired, "a new list is normal")));
+    }
+
+    #[test]
+    fn waits_grow_with_jitter_to_a_limit_and_start_over() {
+        let mut backoff = Backoff::default();
+        let waits: Vec<Duration> = (0..40).map(|_| backoff.next()).collect();
+        assert!(waits[0] >= Duration::from_millis(250) && waits[0] <= Duration::from_millis(500));
+        assert!(waits[39] >= Duration::from_secs(15) && waits[39] <= Duration::from_secs(30));
+        assert!(waits[20..].windows(2).any(|pair| pair[0] != pair[1]), "no jitter: {waits:?}");
+        backoff.reset();
+        assert!(backoff.next() <= Duration::from_millis(500));
+    }
+
+    #[test]
+    fn causes_are_named_once() {
+        let inner = std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "connection refused");
+        let outer = ::kube::Error::Service(Box::new(std::io::Error::other(inner)));
+        let text = Failure::from(outer).text;
+        assert_eq!(text.matches("connection refused").count(), 1, "{text}");
+    }
+}

@@ -1,0 +1,114 @@
+//! Services and EndpointSlices from a Kubernetes API server. The only module that names a Kubernetes client.
+
+mod failure;
+mod watch;
+mod wire;
+
+use std::path::PathBuf;
+
+use ::kube::config::{KubeConfigOptions, Kubeconfig};
+use ::kube::{Client, Config};
+use anyhow::Context;
+
+use self::watch::Watch;
+use self::wire::{EndpointSlices, Services};
+use super::Sender;
+
+/// How to reach the API server. The default is the ServiceAccount of the pod that the agent runs in.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct KubeConfig {
+    /// A kubeconfig file. Its current context counts.
+    pub kubeconfig: Option<PathBuf>,
+    /// URL of the API server, in place of the one that the kubeconfig or the pod's environment names.
+    pub server: Option<String>,
+}
+
+/// Sends all Services and EndpointSlices, and then what changes, until the channel closes. An API server that cannot be reached,
+/// or refuses, is tried again for ever; only a configuration that cannot work is an error.
+pub async fn watch(config: KubeConfig, events: Sender) -> anyhow::Result<()> {
+    let client = config.client().await?;
+    let services = Watch::<Services>::new(config.clone(), client.clone(), events.clone());
+    let slices = Watch::<EndpointSlices>::new(config, client, events);
+    tokio::join!(services.run(), slices.run());
+    Ok(())
+}
+
+impl KubeConfig {
+    /// Reads the files anew.
+    async fn client(&self) -> anyhow::Result<Client> {
+        let mut config = self.load().await?;
+        // The watch has its own ways of waiting and of saying so.
+        config.default_retry = false;
+        let agent = concat!("proxy-agent/", env!("CARGO_PKG_VERSION"));
+        config.headers.push(("user-agent".parse()?, agent.parse()?));
+        let server = config.cluster_url.to_string();
+        Client::try_from(config).with_context(|| format!("cannot set up a client for {server}"))
+    }
+
+    async fn load(&self) -> anyhow::Result<Config> {
+        let mut config = match (&self.kubeconfig, &self.server) {
+            (Some(path), _) => {
+                let name = path.display();
+                let file = Kubeconfig::read_from(path).with_context(|| format!("kubeconfig {name} cannot be read"))?;
+                let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
+                config.with_context(|| format!("kubeconfig {name} cannot be used"))?
+            }
+            (None, None) => Config::incluster().context(
+                "no --kubeconfig, and this is not a pod with a ServiceAccount: name a kubeconfig, or use --manifests DIR to run without a \
+                 cluster",
+            )?,
+            // In a pod the server's address is all that differs; elsewhere it is all that is known.
+            (None, Some(server)) => match Config::incluster_dns() {
+                Ok(config) => config,
+                Err(_) => Config::new(server.parse().with_context(|| format!("{server:?} is not a URL"))?),
+            },
+        };
+        if let Some(server) = &self.server {
+            config.cluster_url = server.parse().with_context(|| format!("{server:?} is not a URL"))?;
+        }
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = r#"{"apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "k", "cluster": {"server": "https://192.0.2.1:6443"}}],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}]}"#;
+
+    #[tokio::test]
+    async fn the_server_of_a_kubeconfig_can_be_overridden() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("kubeconfig");
+        std::fs::write(&path, FILE)?;
+        let mut config = KubeConfig { kubeconfig: Some(path), server: None };
+        assert_eq!(config.load().await?.cluster_url.host(), Some("192.0.2.1"));
+        config.server = Some("https://[2001:db8::1]:6443".into());
+        assert_eq!(config.load().await?.cluster_url.host(), Some("[2001:db8::1]"));
+        config.client().await?;
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_configuration_that_cannot_work_is_an_error_with_a_way_out() {
+        let (events, _receiver) = tokio::sync::mpsc::channel(1);
+        let error = watch(KubeConfig::default(), events.clone()).await.expect_err("not in a pod");
+        assert!(format!("{error:#}").contains("--manifests"), "{error:#}");
+        let config = KubeConfig { kubeconfig: Some("/nowhere/kubeconfig".into()), server: None };
+        let error = watch(config, events).await.expect_err("no such file");
+        assert!(format!("{error:#}").contains("/nowhere/kubeconfig"), "{error:#}");
+    }
+
+    #[tokio::test]
+    async fn ends_when_nobody_listens_even_without_a_server() -> anyhow::Result<()> {
+        let (events, receiver) = tokio::sync::mpsc::channel(1);
+        let config = KubeConfig { kubeconfig: None, server: Some("http://127.0.0.1:9".into()) };
+        let running = tokio::spawn(watch(config, events));
+        drop(receiver);
+        tokio::time::timeout(std::time::Duration::from_secs(10), running).await???;
+        Ok(())
+    }
+}

@@ -1,0 +1,298 @@
+//! The watch of one resource: a complete list, then what changes, for ever.
+//!
+//! The list comes as the beginning of the watch (a streaming list): one object at a time, from the API server's cache, and
+//! consistent. A server that does not know that (before 1.32, or with the feature off) is asked for pages.
+//!
+//! The lines of a watch are read here rather than by `kube::runtime::watcher`: it hides when a connection works again, takes an
+//! object that does not decode for a broken watch, and starts a new list at a version that may be older than what is known.
+
+use std::collections::HashSet;
+use std::marker::PhantomData;
+use std::time::{Duration, Instant};
+
+use ::kube::Client;
+use ::kube::api::{ListParams, WatchParams};
+use ::kube::core::Request;
+use futures::{AsyncBufRead, AsyncBufReadExt};
+use proxy_core::model::ObjectName;
+use tokio::time::timeout;
+
+use super::KubeConfig;
+use super::failure::{Backoff, Failure, Journal, Kind, random};
+use super::wire::{Line, Page, Resource, Seen, Status, line, page};
+use crate::source::{Closed, Event, Sender, send};
+
+/// How long a watch may take to begin, and a page of a list to come. The server gives up on a list after 60 s.
+const ANSWER: Duration = Duration::from_secs(70);
+/// A watch has a bookmark every minute: one that is silent for longer has lost its server.
+const SILENCE: Duration = Duration::from_secs(100);
+/// A watch that has been open for so long works, even if it has had nothing to say.
+const SETTLED: Duration = Duration::from_secs(5);
+/// Objects in a page of a list: some megabytes of JSON at a time.
+const PAGE: u32 = 1000;
+
+/// Why a watch is not read any further.
+enum Stop {
+    Closed,
+    Failed(Failure),
+}
+
+impl From<Closed> for Stop {
+    fn from(_: Closed) -> Self {
+        Stop::Closed
+    }
+}
+
+impl<F: Into<Failure>> From<F> for Stop {
+    fn from(failure: F) -> Self {
+        Stop::Failed(failure.into())
+    }
+}
+
+/// The watch of one resource.
+pub(super) struct Watch<R> {
+    config: KubeConfig,
+    client: Client,
+    events: Sender,
+    journal: Journal,
+    backoff: Backoff,
+    /// Where to go on; `None` before the first complete list and after the server has forgotten that version.
+    version: Option<String>,
+    /// Whether the next list is asked for as the beginning of the watch.
+    streaming: bool,
+    resource: PhantomData<R>,
+}
+
+impl<R: Resource> Watch<R> {
+    pub(super) fn new(config: KubeConfig, client: Client, events: Sender) -> Self {
+        let journal = Journal::new(R::PLURAL);
+        Self { config, client, events, journal, backoff: Backoff::default(), version: None, streaming: true, resource: PhantomData }
+    }
+
+    /// Watches until nobody listens.
+    pub(super) async fn run(mut self) {
+        let events = self.events.clone();
+        tokio::select! {
+            () = events.closed() => {}
+            () = self.sessions() => {}
+        }
+    }
+
+    async fn sessions(&mut self) {
+        loop {
+            let start = Instant::now();
+            match self.session().await {
+                Err(Stop::Closed) => return,
+                // The server ends every watch after some minutes; one that ends at once must not be asked for again at once.
+                Ok(()) if start.elapsed() > SETTLED => {}
+                Ok(()) => tokio::time::sleep(self.backoff.next()).await,
+                Err(Stop::Failed(failure)) => {
+                    self.journal.failed(&failure);
+                    tokio::time::sleep(self.backoff.next()).await;
+                    self.renew(failure.kind).await;
+                }
+            }
+        }
+    }
+
+    /// A token, certificate or CA may have been exchanged, and a connection in the pool may be dead: start from the files again.
+    async fn renew(&mut self, kind: Kind) {
+        if matches!(kind, Kind::Unauthorized | Kind::Unreachable) {
+            match self.config.client().await {
+                Ok(client) => self.client = client,
+                Err(error) => tracing::debug!("watch of {}: {error:#}", R::PLURAL),
+            }
+        }
+    }
+
+    /// One list, if needed, and one watch.
+    async fn session(&mut self) -> Result<(), Stop> {
+        if self.version.is_none() {
+            if self.streaming {
+                match self.follow().await {
+                    // A server that has no streaming lists says so, or never comes to the end of one.
+                    Err(Stop::Failed(failure)) if self.version.is_none() && matches!(failure.kind, Kind::Refused | Kind::Garbled) => {
+                        tracing::debug!("watch of {}: no streaming list, asking for pages: {}", R::PLURAL, failure.text);
+                        self.streaming = false;
+                    }
+                    other => return other,
+                }
+            }
+            self.list().await?;
+            self.streaming = true;
+        }
+        self.follow().await
+    }
+
+    /// A complete list in pages. A failure between pages starts it over.
+    async fn list(&mut self) -> Result<(), Stop> {
+        let (start, mut listed, mut next) = (Instant::now(), HashSet::new(), None);
+        loop {
+            let Page { objects, version, next: following } = self.page(next).await?;
+            self.works();
+            for Seen { name, converted } in objects {
+                listed.extend(name);
+                send(&self.events, Event::Object(converted)).await?;
+            }
+            if following.is_empty() {
+                return self.complete(listed, version, start).await;
+            }
+            next = Some(following);
+        }
+    }
+
+    async fn page(&self, next: Option<String>) -> Result<Page, Failure> {
+        let params = ListParams {
+            label_selector: Some(R::LABELS.to_owned()),
+            field_selector: R::FIELDS.map(str::to_owned),
+            limit: Some(PAGE),
+            continue_token: next,
+            ..ListParams::default()
+        };
+        let request = Request::new(R::PATH).list(&params).map_err(::kube::Error::BuildRequest)?;
+        let answer = timeout(ANSWER, self.client.request_text(request)).await.map_err(|_| no_answer(ANSWER))?;
+        page::<R>(&answer?).map_err(|error| Failure::garbled(&error))
+    }
+
+    async fn complete(&mut self, listed: HashSet<ObjectName>, version: String, start: Instant) -> Result<(), Stop> {
+        if version.is_empty() {
+            return Err(Failure::new(Kind::Garbled, "a list without a resourceVersion").into());
+        }
+        tracing::info!("{}: {} listed in {:.1?}", R::PLURAL, listed.len(), start.elapsed());
+        send(&self.events, Event::Listed(R::KIND, listed)).await?;
+        self.version = Some(version);
+        Ok(())
+    }
+
+    /// One watch, until its connection ends. Without a version to go on from, it begins with a complete list.
+    async fn follow(&mut self) -> Result<(), Stop> {
+        let start = Instant::now();
+        let mut listed = self.version.is_none().then(HashSet::new);
+        let mut lines = Lines::new(self.open().await?);
+        loop {
+            let Some(text) = self.next(&mut lines).await? else {
+                return match listed {
+                    Some(_) => Err(Failure::new(Kind::Garbled, "the connection ended before the list was complete").into()),
+                    None => Ok(()),
+                };
+            };
+            match line::<R>(text).map_err(|error| self.garbled(&error))? {
+                Line::Object(seen, version) => {
+                    self.seen(seen, version, listed.as_mut(), |listed, name| listed.insert(name)).await?;
+                }
+                Line::Gone(seen, version) => {
+                    self.seen(seen, version, listed.as_mut(), |listed, name| listed.remove(&name)).await?;
+                }
+                Line::Bookmark(version, true) => {
+                    if let Some(listed) = listed.take() {
+                        self.complete(listed, version, start).await?;
+                    }
+                }
+                Line::Bookmark(version, false) => self.reached(version, listed.is_none()),
+                Line::Failed(status) => return Err(self.refused(status).into()),
+                Line::Unknown => {}
+            }
+            self.works();
+        }
+    }
+
+    async fn open(&mut self) -> Result<impl AsyncBufRead + use<R>, Failure> {
+        let params = WatchParams {
+            label_selector: Some(R::LABELS.to_owned()),
+            field_selector: R::FIELDS.map(str::to_owned),
+            // Not the same for all nodes, or they would all come back together.
+            timeout: Some(300 + (300.0 * random()) as u32),
+            bookmarks: true,
+            send_initial_events: self.version.is_none(),
+        };
+        // No version means: not older than the moment of the request. So a new list never goes back in time.
+        let version = self.version.as_deref().unwrap_or_default();
+        let request = Request::new(R::PATH).watch(&params, version).map_err(::kube::Error::BuildRequest)?;
+        match timeout(ANSWER, self.client.request_stream(request)).await.map_err(|_| no_answer(ANSWER))? {
+            Ok(lines) => Ok(lines),
+            Err(::kube::Error::Api(status)) => Err(self.refused(Status { code: status.code, message: status.message })),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The next line; `None` at the end, and where the server is silent for too long.
+    async fn next<'a, S: AsyncBufRead + Unpin>(&mut self, lines: &'a mut Lines<S>) -> Result<Option<&'a [u8]>, Failure> {
+        lines.line.clear();
+        if let Ok(read) = timeout(SETTLED, lines.fill()).await {
+            return Ok(read?.then_some(&lines.line));
+        }
+        self.works();
+        match timeout(SILENCE - SETTLED, lines.fill()).await {
+            Ok(read) => Ok(read?.then_some(&lines.line)),
+            Err(_) => {
+                tracing::debug!("watch of {}: silent for {SILENCE:?}, starting it again", R::PLURAL);
+                Ok(None)
+            }
+        }
+    }
+
+    async fn seen(
+        &mut self,
+        seen: Seen,
+        version: String,
+        listed: Option<&mut HashSet<ObjectName>>,
+        note: impl FnOnce(&mut HashSet<ObjectName>, ObjectName) -> bool,
+    ) -> Result<(), Closed> {
+        // Until the list is complete there is nothing to go on from.
+        self.reached(version, listed.is_none());
+        if let (Some(listed), Some(name)) = (listed, seen.name) {
+            note(listed, name);
+        }
+        send(&self.events, Event::Object(seen.converted)).await
+    }
+
+    fn reached(&mut self, version: String, is_listed: bool) {
+        if is_listed && !version.is_empty() {
+            self.version = Some(version);
+        }
+    }
+
+    fn refused(&mut self, status: Status) -> Failure {
+        let failure = Failure::from(status);
+        if matches!(failure.kind, Kind::Expired | Kind::Refused) {
+            // The version is too old, or of another cluster.
+            self.version = None;
+        }
+        failure
+    }
+
+    /// Going on from the same version would give the same line again.
+    fn garbled(&mut self, error: &serde_json::Error) -> Failure {
+        self.version = None;
+        Failure::garbled(error)
+    }
+
+    fn works(&mut self) {
+        self.journal.works();
+        self.backoff.reset();
+    }
+}
+
+fn no_answer(within: Duration) -> Failure {
+    Failure::new(Kind::Unreachable, format!("no answer within {within:?}"))
+}
+
+/// Lines of a stream, in one buffer.
+struct Lines<S> {
+    stream: S,
+    line: Vec<u8>,
+}
+
+impl<S: AsyncBufRead + Unpin> Lines<S> {
+    fn new(stream: S) -> Self {
+        Self { stream, line: Vec::new() }
+    }
+
+    /// Reads on until `line` holds a complete line; `false` at the end. What has been read when the future is dropped stays in
+    /// `line`, so that it can be called again.
+    async fn fill(&mut self) -> Result<bool, Failure> {
+        self.stream.read_until(b'\n', &mut self.line).await.map_err(|error| Failure::broken(&error))?;
+        // A line without an end was cut off.
+        Ok(self.line.ends_with(b"\n"))
+    }
+}
