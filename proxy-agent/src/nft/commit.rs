@@ -56,23 +56,30 @@ enum What {
 /// Carries the steps out. See [`Dataplane::commit`](crate::dataplane::Dataplane::commit).
 pub(super) fn commit(layout: &Layout, socket: &mut Socket, steps: &[StepOf<Nft>]) -> anyhow::Result<Refused<Nft>> {
     let mut refused = Refused::<Nft>::new();
-    let anew = steps.iter().any(|step| *step.key() == Key::Base && !matches!(step, Step::Delete(..)));
-    let mut work: Vec<Work<'_>> = Vec::with_capacity(steps.len());
+    let mut sound = Vec::with_capacity(steps.len());
     for step in steps {
-        if let Some(flaw) = flaw(layout.family, step) {
-            refused.insert(*step.key(), flaw.to_owned());
-            continue;
+        match flaw(layout.family, step) {
+            None => sound.push(step),
+            Some(flaw) => drop(refused.insert(*step.key(), flaw.to_owned())),
         }
-        let how = match step {
-            Step::Add(..) => How::Add,
-            // In a table that is made anew there is nothing to delete.
-            Step::Replace(..) if anew => How::Add,
-            Step::Delete(..) if anew => How::Skip,
-            Step::Replace(..) => How::Replace,
-            Step::Delete(..) => How::Delete,
-        };
-        work.push(Work { step, how, alone: false });
     }
+    refused.append(&mut carry_out(layout, socket, &sound)?);
+    Ok(refused)
+}
+
+/// Carries steps out that are without [flaw].
+pub(super) fn carry_out(layout: &Layout, socket: &mut Socket, steps: &[&StepOf<Nft>]) -> anyhow::Result<Refused<Nft>> {
+    let anew = steps.iter().any(|step| *step.key() == Key::Base && !matches!(step, Step::Delete(..)));
+    let how = |step: &StepOf<Nft>| match step {
+        Step::Add(..) => How::Add,
+        // In a table that is made anew there is nothing to delete.
+        Step::Replace(..) if anew => How::Add,
+        Step::Delete(..) if anew => How::Skip,
+        Step::Replace(..) => How::Replace,
+        Step::Delete(..) => How::Delete,
+    };
+    let mut work: Vec<Work<'_>> = steps.iter().map(|step| Work { step, how: how(step), alone: false }).collect();
+    let mut refused = Refused::<Nft>::new();
     send(layout, socket, &mut work, &mut refused)?;
     Ok(refused)
 }

@@ -15,6 +15,10 @@ use super::wire::{Attributes, attribute, find_userdata, nest, nested, nfta, user
 /// NFTNL_UDATA_SET_ELEM_COMMENT of libnftnl.
 const COMMENT: u8 = 0;
 
+/// The longest label that the kernel stores. Of the 256 bytes of user data that it takes (NFT_USERDATA_MAXLEN) 6.18 refuses
+/// 255 and loses 256 without a word. Kubernetes' names make 191 at most.
+pub(super) const MAX_LABEL: usize = 251;
+
 /// The set of an element.
 pub(super) fn set_of(key: &Key) -> Option<&'static str> {
     match key {
@@ -35,6 +39,7 @@ pub(super) fn flaw(family: Family, step: &Step<Key, Value>) -> Option<&'static s
     let (Step::Add(key, value) | Step::Replace(key, value, _)) = step else { return key_flaw };
     let value_flaw = match (key, value) {
         (Key::Slot(..), Value::Slot(backend)) => foreign(backend.ip).then_some("the backend is of the other family"),
+        (_, Value::Service(_, label) | Value::Refused(label)) if label.len() > MAX_LABEL => Some("the label is longer than 251 bytes"),
         (Key::Service(_), Value::Service(0, _)) => Some("a Service without backends is refused, not served"),
         (Key::Service(_), Value::Service(..)) | (Key::Refused(_), Value::Refused(_)) => None,
         (Key::Base, Value::Base(_)) | (Key::Pick(_), Value::Pick) => None,
@@ -113,7 +118,7 @@ fn write_port(out: &mut Vec<u8>, port: u16) {
 
 fn write_label(out: &mut Vec<u8>, label: &str) {
     nested(out, nfta::ELEM_USERDATA, |out| {
-        // Type, length, text, NUL. More than 253 bytes are too many for the kernel, which refuses the element then.
+        // At most MAX_LABEL bytes, so the length does not wrap.
         userdata_header(out, COMMENT, label.len() + 1);
         out.extend_from_slice(label.as_bytes());
         out.push(0);
