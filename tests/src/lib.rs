@@ -3,6 +3,8 @@
 pub mod agent;
 pub mod controlplane;
 pub mod demo;
+pub mod expect;
+pub mod manifest;
 pub mod lab;
 pub mod pod;
 mod probe;

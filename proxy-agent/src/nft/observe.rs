@@ -1,6 +1,7 @@
 //! Reads the table back.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use proxy_core::ledger::Objects;
 use proxy_core::lower::ObjectsOf;
@@ -11,6 +12,10 @@ use super::layout::{CLASSES, Layout, REFUSED, SERVICES, SLOTS, TABLE, count_of, 
 use super::rules;
 use super::socket::Socket;
 use super::wire::{Attributes, Message, find_userdata, message_type, nfta, text};
+
+/// How often the elements are read again because something is missing, and how long to wait before the first time.
+const ATTEMPTS: u32 = 6;
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Everything that the table holds, if its chains and sets are those that we would make. If not, only the [`Key::Base`] of
 /// another version, so that the whole table is made anew.
@@ -30,7 +35,7 @@ pub(super) fn observe(layout: &Layout, socket: &mut Socket) -> anyhow::Result<Ob
     let mut objects = Objects::from([(Key::Base, Value::Base(LAYOUT))]);
     objects.extend(picks(layout, socket, &rules)?.into_iter().map(|count| (Key::Pick(count), Value::Pick)));
     for set in [SLOTS, SERVICES, REFUSED] {
-        objects.extend(elements(layout, socket, set)?);
+        objects.append(&mut elements(layout, socket, set)?);
     }
     Ok(objects)
 }
@@ -65,40 +70,82 @@ fn rule_counts(layout: &Layout, socket: &mut Socket) -> anyhow::Result<BTreeMap<
 
 /// The chains that pick, as far as they are complete and reachable. Others are made anew when they are wanted.
 fn picks(layout: &Layout, socket: &mut Socket, rules: &BTreeMap<Vec<u8>, usize>) -> anyhow::Result<Vec<u16>> {
-    read_set(layout, socket, CLASSES, |element| {
+    let found = read_set(layout, socket, CLASSES, |element| {
         let class = u32::from_ne_bytes(*element.nest(nfta::ELEM_KEY).get(nfta::DATA_VALUE)?.first_chunk()?);
         let verdict = element.nest(nfta::ELEM_DATA).nest(nfta::DATA_VERDICT);
         let code = i32::from_be_bytes(*verdict.get(nfta::VERDICT_CODE)?.first_chunk()?);
         let (count, chain) = (count_of(class)?, verdict.text(nfta::VERDICT_CHAIN)?);
         let complete = rules.get(chain.as_bytes()) == Some(&rules::PICK_RULES);
         (code == nfta::GOTO && chain == pick_name(count) && complete).then_some(count)
-    })
+    })?;
+    Ok(found.known)
 }
 
-fn elements(layout: &Layout, socket: &mut Socket, set: &str) -> anyhow::Result<Vec<(Key, Value)>> {
-    read_set(layout, socket, set, |element| element::read(layout.family, set, element))
+/// The elements of a set that are ours. A dump that runs into the growth of the kernel's hash table leaves out elements and
+/// repeats others without saying so (rhashtable_walk_next in net/netfilter/nft_set_hash.c): it is read again until it is whole.
+/// What is missing all the same shows as [`EEXIST`](nix::errno::Errno::EEXIST) when it is written.
+fn elements(layout: &Layout, socket: &mut Socket, set: &str) -> anyhow::Result<Objects<Key, Value>> {
+    let mut pause = PAUSE;
+    for attempt in 1.. {
+        let found = read_set(layout, socket, set, |element| element::read(layout.family, set, element))?;
+        let (read, all) = (found.known.len(), found.known.len() + found.unknown);
+        let objects: Objects<Key, Value> = found.known.into_iter().collect();
+        let whole = objects.len() == read && found.count.is_none_or(|count| count == all);
+        if whole || attempt >= ATTEMPTS {
+            if !whole {
+                tracing::warn!(set, read = objects.len(), expected = ?found.count, "the set cannot be read as a whole");
+            }
+            if found.unknown > 0 {
+                tracing::warn!(set, unknown = found.unknown, "elements that are not ours are ignored");
+            }
+            return Ok(objects);
+        }
+        std::thread::sleep(pause);
+        pause *= 2;
+    }
+    Ok(Objects::new())
 }
 
-/// Reads the elements of a set; those that `read` cannot read are left out.
-fn read_set<T>(layout: &Layout, socket: &mut Socket, set: &str, read: impl Fn(Attributes<'_>) -> Option<T>) -> anyhow::Result<Vec<T>> {
+/// What was read of a set.
+struct Found<T> {
+    known: Vec<T>,
+    /// How many elements are not ours.
+    unknown: usize,
+    /// How many elements the kernel says there are.
+    count: Option<usize>,
+}
+
+impl<T> Default for Found<T> {
+    fn default() -> Self {
+        Self { known: Vec::new(), unknown: 0, count: None }
+    }
+}
+
+/// Reads the elements of a set. `read` knows ours.
+fn read_set<T>(layout: &Layout, socket: &mut Socket, set: &str, read: impl Fn(Attributes<'_>) -> Option<T>) -> anyhow::Result<Found<T>> {
     let ours = |out: &mut Vec<u8>| {
         text(out, nfta::LIST_TABLE, TABLE);
         text(out, nfta::LIST_SET, set);
     };
-    let mut unknown = 0;
-    let found = socket.dump(libc::NFT_MSG_GETSETELEM, layout.protocol(), ours, |found: &mut Vec<T>, message: &Message<'_>| {
+    let mut found = socket.dump(libc::NFT_MSG_GETSETELEM, layout.protocol(), ours, |found: &mut Found<T>, message: &Message<'_>| {
         if message.kind != message_type(libc::NFT_MSG_NEWSETELEM) {
             return;
         }
         for (_, element) in message.attributes().nest(nfta::LIST_ELEMENTS) {
             match read(Attributes(element)) {
-                Some(read) => found.push(read),
-                None => unknown += 1,
+                Some(read) => found.known.push(read),
+                None => found.unknown += 1,
             }
         }
     })?;
-    if unknown > 0 {
-        tracing::warn!(set, unknown, "elements that are not ours are ignored");
-    }
+    let ours = |out: &mut Vec<u8>| {
+        text(out, nfta::SET_TABLE, TABLE);
+        text(out, nfta::SET_NAME, set);
+    };
+    // Not before 6.16.
+    let count = socket.get(libc::NFT_MSG_GETSET, layout.protocol(), ours, |message| {
+        message.attributes().get(nfta::SET_COUNT).and_then(|count| count.first_chunk()).map(|count| u32::from_be_bytes(*count) as usize)
+    })?;
+    found.count = count.flatten();
     Ok(found)
 }

@@ -18,6 +18,7 @@ pub(super) mod nfta {
     pub(crate) const SET_DATA_LEN: u16 = 7;
     pub(crate) const SET_ID: u16 = 10;
     pub(crate) const SET_USERDATA: u16 = 13;
+    pub(crate) const SET_COUNT: u16 = 20;
     pub(crate) const LIST_TABLE: u16 = 1;
     pub(crate) const LIST_SET: u16 = 2;
     pub(crate) const LIST_ELEMENTS: u16 = 3;
