@@ -48,7 +48,9 @@ impl Rig {
 
     fn reaches(&self, to: &str, pods: &[&str]) -> Result<()> {
         let result = ["a1", "node1"].into_iter().try_for_each(|from| expect::reaches(&self.lab, from, to, pods));
-        result.with_context(|| format!("{}: {}\nprogrammed: {:#}", self.mode, self.agent.tail(), self.agent.dump(&self.lab).unwrap_or_default()))
+        result.with_context(|| {
+            format!("{}: {}\nprogrammed: {:#}", self.mode, self.agent.tail(), self.agent.dump(&self.lab).unwrap_or_default())
+        })
     }
 
     fn pod(&self, name: &str) -> &Peer {
@@ -73,9 +75,14 @@ fn a_restart_and_a_crash_lose_no_connection() {
         let dns = Connect::new(DNS.parse()?, Proto::Udp).unconnected();
         let held = [rig.pod("a1").hold(web.clone())?, rig.pod("a1").hold(dns.clone())?, rig.lab.host(1).hold(web.clone())?];
         let flowing = [("a1", &web), ("node1", &web), ("a1", &dns)];
-        let flowing = flowing.map(|(from, probe)| rig.lab.find(from).and_then(|peer| peer.traffic(probe.clone(), Duration::from_millis(1))));
+        let flowing =
+            flowing.map(|(from, probe)| rig.lab.find(from).and_then(|peer| peer.traffic(probe.clone(), Duration::from_millis(1))));
         for crash in [true, false, true] {
-            if crash { rig.agent.kill()? } else { rig.agent.stop()? };
+            if crash {
+                rig.agent.kill()?
+            } else {
+                rig.agent.stop()?
+            };
             rig.reaches("10.96.0.10:80/tcp", &["b1", "a2", "b2"]).context("while no agent runs")?;
             rig.agent.start(&rig.lab)?;
             rig.agent.running()?.wait_for_log(DEADLINE, "first sync")?;
@@ -99,7 +106,10 @@ fn backends_are_chosen_uniformly() {
         let rig = Rig::new(mode)?;
         let counts = rig.pod("a1").spray(Connect::new(WEB.parse()?, Proto::Tcp), 900)?;
         // 300 each, standard deviation 14: five of them is once in two million.
-        ensure!(counts.failed() == 0 && counts.servers.len() == 3 && counts.servers.values().all(|n| (230..=370).contains(n)), "{counts:?}");
+        ensure!(
+            counts.failed() == 0 && counts.servers.len() == 3 && counts.servers.values().all(|n| (230..=370).contains(n)),
+            "{counts:?}"
+        );
         Ok(())
     });
 }
@@ -190,7 +200,9 @@ fn dump_shows_the_longest_names_in_every_form_and_cleanup_leaves_nothing() {
     each(|mode| {
         let mut rig = Rig::new(mode)?;
         let (namespace, name, port) = ("n".repeat(63), "s".repeat(63), "p".repeat(63));
-        let long = service("web", "10.96.1.1", 80, "TCP").replace("\"default\"", &format!("\"{namespace}\"")).replace("\"web\"", &format!("\"{name}\""));
+        let long = service("web", "10.96.1.1", 80, "TCP")
+            .replace("\"default\"", &format!("\"{namespace}\""))
+            .replace("\"web\"", &format!("\"{name}\""));
         rig.write("long.json", &long.replace("\"main\"", &format!("\"{port}\"")))?;
         let filter = format!("{namespace}/{name}");
         let rows = |text: &str| Ok::<_, anyhow::Error>(serde_json::from_str::<Value>(text)?["dataplanes"][0]["services"].clone());
@@ -238,6 +250,28 @@ fn nft_lists_what_is_programmed_and_no_child_process_is_needed() {
         Ok(())
     };
     listed().unwrap_or_else(|error| panic!("{error:?}"));
+}
+
+/// As in a container that sees its own cgroup as the root.
+#[test]
+fn a_cgroup_that_is_not_the_true_root_is_refused_unless_it_was_asked_for() {
+    if !lab::available() {
+        return;
+    }
+    let refused = || -> Result<()> {
+        let rig = Rig::new(Mode::Ebpf)?;
+        let script = "mount --make-rprivate / && umount \"$1\" && mount -t cgroup2 none \"$1\" && shift && exec \"$@\"";
+        let mut shell = Command::new("unshare");
+        let mount = rig.lab.node(1).cgroup().ancestors().nth(2).context("the cgroup mount")?;
+        shell.args(["--cgroup", "--mount", "sh", "-c", script, "sh"]).arg(mount).arg(rig.agent.program());
+        shell.args(["run", "--manifests"]).arg(rig.dir.path()).arg("--bpf-pin-path").arg(rig.lab.node(1).bpffs().join("other"));
+        let output = rig.lab.output_on_node(1, shell)?;
+        let text = String::from_utf8(output.stderr)?;
+        ensure!(!output.status.success() && text.contains("is not the root of the host's cgroup v2 hierarchy"), "{text}");
+        ensure!(text.contains("--cgroup"), "the way out is missing: {text}");
+        Ok(())
+    };
+    refused().unwrap_or_else(|error| panic!("{error:?}"));
 }
 
 fn children(pid: u32) -> Result<String> {

@@ -1,7 +1,7 @@
 //! The real agent on a node of the lab: started, asked what it has programmed, restarted, killed.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use std::{env, str};
@@ -73,6 +73,11 @@ impl Agent {
     /// The same with a program of one's own choice.
     pub fn with_program(program: PathBuf, node: u8, mode: Mode, source: Source) -> Self {
         Self { program, node, mode, source, running: None }
+    }
+
+    /// The program.
+    pub fn program(&self) -> &Path {
+        &self.program
     }
 
     /// Starts it; it must not run.

@@ -152,8 +152,7 @@ fn holds(lab: &Lab, case: &Case, counts: &Counts) -> Result<bool> {
     }
     let ips = |name: &&str| lab.find(name).map(|peer| peer.addresses());
     let wanted: BTreeSet<IpAddr> = case.pods.iter().map(ips).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
-    let reached: BTreeSet<&str> =
-        counts.servers.keys().map(|s| lab.find(&s.ip().to_string()).map(Peer::name)).collect::<Result<_>>()?;
+    let reached: BTreeSet<&str> = counts.servers.keys().map(|s| lab.find(&s.ip().to_string()).map(Peer::name)).collect::<Result<_>>()?;
     Ok(counts.failed() == 0 && counts.servers.keys().all(|s| wanted.contains(&s.ip())) && reached.len() == case.pods.len())
 }
 
@@ -167,8 +166,16 @@ fn replace(path: &Path, text: &str) -> Result<()> {
 fn stay(lab: &Lab, manifests: &Path) -> Result<()> {
     let node = lab.node(1);
     println!("The lab stays up until you press Enter (or Ctrl-C). Manifests: {}", manifests.display());
-    println!("Enter node1 with: ip netns exec {} bash -c 'echo $$ > {}/host/cgroup.procs; exec bash'", node.netns(), node.cgroup().display());
-    println!("and pod a1 with:  ip netns exec {} bash -c 'echo $$ > {}/cgroup.procs; exec bash'", lab.pod("a1").netns(), lab.pod("a1").cgroup().display());
+    println!(
+        "Enter node1 with: ip netns exec {} bash -c 'echo $$ > {}/host/cgroup.procs; exec bash'",
+        node.netns(),
+        node.cgroup().display()
+    );
+    println!(
+        "and pod a1 with:  ip netns exec {} bash -c 'echo $$ > {}/cgroup.procs; exec bash'",
+        lab.pod("a1").netns(),
+        lab.pod("a1").cgroup().display()
+    );
     io::stdin().read(&mut [0]).context("standard input")?;
     Ok(())
 }

@@ -361,15 +361,7 @@ impl fmt::Display for Lab {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "lab {}:", self.name)?;
         for peer in self.peers() {
-            write!(
-                f,
-                "\n  {} {} {} netns {} cgroup {}",
-                peer.name(),
-                peer.v4(),
-                peer.v6(),
-                peer.netns(),
-                peer.cgroup().display()
-            )?;
+            write!(f, "\n  {} {} {} netns {} cgroup {}", peer.name(), peer.v4(), peer.v6(), peer.netns(), peer.cgroup().display())?;
         }
         Ok(())
     }

@@ -17,8 +17,7 @@ const GRACE: Duration = Duration::from_secs(5);
 pub(super) fn mount() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/mounts").context("/proc/mounts")?;
     let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    let found =
-        fields.find(|fields| matches!(fields[..], [_, _, "cgroup2", options, ..] if options.split(',').any(|o| o == "rw")));
+    let found = fields.find(|fields| matches!(fields[..], [_, _, "cgroup2", options, ..] if options.split(',').any(|o| o == "rw")));
     let path = found.with_context(|| "no cgroup2 mount that can be written to in /proc/mounts")?[1];
     Ok(PathBuf::from(path.replace("\\040", " ")))
 }

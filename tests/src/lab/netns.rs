@@ -39,6 +39,5 @@ pub(super) fn inside<T: Send>(name: &str, function: impl FnOnce() -> Result<T> +
         setns(&file, CloneFlags::CLONE_NEWNET).context("cannot enter it")?;
         function()
     };
-    thread::scope(|scope| scope.spawn(run).join().map_err(|_| anyhow!("panicked"))?)
-        .with_context(|| format!("network namespace {name}"))
+    thread::scope(|scope| scope.spawn(run).join().map_err(|_| anyhow!("panicked"))?).with_context(|| format!("network namespace {name}"))
 }

@@ -97,8 +97,7 @@ impl<'a> Plan<'a> {
     /// The outside client. Its routes are [`route_client`](Self::route_client)'s.
     pub(super) fn client(&mut self) {
         self.joined("client", CLIENT);
-        let addresses =
-            [format!("address add {CLIENT}/32 dev eth0"), format!("address add {}/128 dev eth0 nodad", to_v6(CLIENT))];
+        let addresses = [format!("address add {CLIENT}/32 dev eth0"), format!("address add {}/128 dev eth0 nodad", to_v6(CLIENT))];
         self.namespace("client", Role::End, &[&["link set eth0 up".to_owned()], &addresses[..]].concat());
     }
 
@@ -110,10 +109,8 @@ impl<'a> Plan<'a> {
         self.inside(self.netns("client"), &default);
         let client_v6 = to_v6(CLIENT);
         for node in 1..=nodes {
-            let [via4, via6] =
-                if node == via { [String::new(), String::new()] } else { [format!("via {v4}"), format!("via {v6}")] };
-            let lines =
-                [format!("route replace {CLIENT}/32 {via4} dev eth0"), format!("route replace {client_v6}/128 {via6} dev eth0")];
+            let [via4, via6] = if node == via { [String::new(), String::new()] } else { [format!("via {v4}"), format!("via {v6}")] };
+            let lines = [format!("route replace {CLIENT}/32 {via4} dev eth0"), format!("route replace {client_v6}/128 {via6} dev eth0")];
             self.inside(self.netns(&format!("node{node}")), &lines);
         }
     }

@@ -14,9 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::address::to_v6;
 use super::exec::Place;
-use crate::pod::{
-    Ask, Connect, Counts, FINGERPRINT, Hello, Listen, Outcome, Proto, Reply, Report, Request, Response, Spray, Traffic,
-};
+use crate::pod::{Ask, Connect, Counts, FINGERPRINT, Hello, Listen, Outcome, Proto, Reply, Report, Request, Response, Spray, Traffic};
 
 /// Something that takes part in traffic.
 pub struct Peer {

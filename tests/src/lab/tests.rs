@@ -194,9 +194,7 @@ fn unconnected_udp_from_every_kind_of_socket() -> Result<()> {
     redirect(&lab, "node1", "10.1.2.2:8080")?;
     let [vip4, vip6] = both(VIP);
     let [pod4, pod6] = both("10.1.2.3:8080");
-    for (source, destinations) in
-        [("0.0.0.0:0", vec![vip4, pod4]), ("[::]:0", vec![vip6, pod6, to_mapped(vip4), to_mapped(pod4)])]
-    {
+    for (source, destinations) in [("0.0.0.0:0", vec![vip4, pod4]), ("[::]:0", vec![vip6, pod6, to_mapped(vip4), to_mapped(pod4)])] {
         let socket = lab.pod("a1").udp(source.parse()?)?;
         for dst in destinations.iter().chain(&destinations) {
             let answer = socket.send(*dst)?.into_answer().with_context(|| format!("{source} -> {dst}"))?;
