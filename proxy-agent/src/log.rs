@@ -13,13 +13,18 @@ pub enum Format {
     Json,
 }
 
+/// Libraries that write a line at every retry, which our own sources say once.
+const QUIET: &str = "kube_client=off,rustls_platform_verifier=off";
+
 /// Starts logging; once per process.
 ///
 /// # Errors
 ///
 /// `level` is no level and no filter.
 pub fn start(format: Format, level: &str) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(level).with_context(|| format!("--log-level {level:?}: is neither a level nor a filter"))?;
+    let is_filter = level.contains(['=', ',']);
+    let directives = if is_filter { level.to_string() } else { format!("{level},{QUIET}") };
+    let filter = EnvFilter::try_new(directives).with_context(|| format!("--log-level {level:?}: is neither a level nor a filter"))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let result = match format {
         Format::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).with_target(false).try_init(),

@@ -10,7 +10,7 @@ use proxy_core::view::ServiceView;
 use crate::bpf::{BpfMaps, BpfOptions};
 use crate::cli::Mode;
 use crate::dataplane::Dataplane;
-use crate::nft::NftTable;
+use crate::nft::{self, NftTable};
 use crate::programmer::{Programmed, Programmer};
 
 /// The dataplanes of a mode, ready to be programmed.
@@ -62,5 +62,5 @@ pub fn observe(asked: Option<Mode>, bpf: BpfOptions) -> anyhow::Result<Vec<(Mode
 ///
 /// The kernel refuses.
 pub fn remove_nftables() -> anyhow::Result<()> {
-    Family::ALL.into_iter().try_for_each(|family| NftTable::open(family)?.remove().with_context(|| format!("nftables {family}")))
+    Family::ALL.into_iter().try_for_each(nft::remove)
 }

@@ -2,4 +2,5 @@
 
 mod e2e;
 mod node;
+mod scenarios;
 mod tidy;

@@ -8,4 +8,5 @@ pub mod lab;
 pub mod manifest;
 pub mod pod;
 mod probe;
+pub mod scenario;
 mod traffic;

@@ -86,9 +86,9 @@ struct Rig {
 impl Rig {
     fn start(count: usize) -> Self {
         let kernels: Vec<Fake> = (0..count).map(|_| Fake::default()).collect();
-        let programmers = kernels.iter().map(|kernel| {
-            Box::new(Programmed::new("fake", kernel.clone(), || Nft { family: Family::V4 })) as Box<dyn Programmer>
-        });
+        let programmers = kernels
+            .iter()
+            .map(|kernel| Box::new(Programmed::new("fake", kernel.clone(), || Nft { family: Family::V4 })) as Box<dyn Programmer>);
         let (events, receiver) = channel(64);
         tokio::spawn(Agent::new(programmers.collect()).run(receiver));
         Self { events, kernels }

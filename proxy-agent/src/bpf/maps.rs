@@ -34,7 +34,12 @@ enum Run<'a> {
 
 impl Maps {
     pub(super) fn open(dir: &Path) -> anyhow::Result<Self> {
-        Ok(Self { frontends: open(dir, "FRONTENDS")?, slots: open(dir, "SLOTS")?, members: open(dir, "MEMBERS")?, names: open(dir, "NAMES")? })
+        Ok(Self {
+            frontends: open(dir, "FRONTENDS")?,
+            slots: open(dir, "SLOTS")?,
+            members: open(dir, "MEMBERS")?,
+            names: open(dir, "NAMES")?,
+        })
     }
 
     pub(super) fn observe(&self) -> anyhow::Result<ObjectsOf<Bpf>> {
@@ -111,7 +116,9 @@ fn run(steps: &[Step<Key, Value>]) -> Run<'_> {
     if matches!(steps.first(), Some(Step::Delete(..))) {
         return Run::Delete(steps.iter().map(Step::key).collect());
     }
-    Run::Put(steps.iter().filter_map(|step| if let Step::Add(k, v) | Step::Replace(k, v, _) = step { Some((k, v)) } else { None }).collect())
+    Run::Put(
+        steps.iter().filter_map(|step| if let Step::Add(k, v) | Step::Replace(k, v, _) = step { Some((k, v)) } else { None }).collect(),
+    )
 }
 
 fn open<K: Plain, V: Plain>(dir: &Path, name: &str) -> anyhow::Result<Map<K, V>> {

@@ -101,7 +101,6 @@ impl Dataplane for BpfMaps {
     }
 }
 
-
 fn layout_dir(pin_dir: &Path) -> PathBuf {
     pin_dir.join(format!("v{}", proxy_abi::LAYOUT))
 }

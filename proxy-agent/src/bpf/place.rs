@@ -58,11 +58,17 @@ fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
 pub(crate) fn pin_dir(dir: &Path) -> anyhow::Result<()> {
     if dir.starts_with(BPFFS) && statfs(BPFFS).map(|s| s.filesystem_type()).ok() != Some(BPF_FS_MAGIC) {
         mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, Some("mode=0700"))
-            .with_context(|| format!("{BPFFS}: the bpf file system cannot be mounted (in a container: mount the host's, hostPath {BPFFS})"))?;
+            .with_context(|| {
+                format!("{BPFFS}: the bpf file system cannot be mounted (in a container: mount the host's, hostPath {BPFFS})")
+            })?;
     }
     fs::create_dir_all(dir).with_context(|| format!("{}: cannot be made", dir.display()))?;
     let kind = statfs(dir).with_context(|| dir.display().to_string())?.filesystem_type();
-    ensure!(kind == BPF_FS_MAGIC, "{}: is not on a bpf file system: run `mount -t bpf bpf DIR`, or choose a folder below {BPFFS}", dir.display());
+    ensure!(
+        kind == BPF_FS_MAGIC,
+        "{}: is not on a bpf file system: run `mount -t bpf bpf DIR`, or choose a folder below {BPFFS}",
+        dir.display()
+    );
     Ok(())
 }
 

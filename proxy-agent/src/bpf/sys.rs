@@ -111,8 +111,7 @@ struct LinkInfo {
 /// The id (inode number) of the cgroup that a link is attached to; 0 once that cgroup is gone.
 pub(super) fn link_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
     let mut info = LinkInfo::default();
-    let mut attr =
-        InfoAttr { bpf_fd: link.as_raw_fd() as u32, info_len: size_of::<LinkInfo>() as u32, info: pointer(&raw mut info) };
+    let mut attr = InfoAttr { bpf_fd: link.as_raw_fd() as u32, info_len: size_of::<LinkInfo>() as u32, info: pointer(&raw mut info) };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
     Ok(info.cgroup_id)
 }

@@ -12,7 +12,7 @@ use super::element::{flaw, set_of, write_key, write_value};
 use super::layout::{Layout, TABLE};
 use super::observe::table_exists;
 use super::socket::{Failure, Outcome, Socket};
-use super::wire::Batch;
+use super::wire::{Batch, nfta, text};
 use crate::dataplane::Refused;
 
 /// How often a batch is sent again without what was refused. The first time shows the messages that fail, the second the
@@ -113,25 +113,25 @@ fn say(layout: &Layout, batch: &mut Batch, work: &[Work<'_>]) -> Vec<Said> {
     let mut said = Vec::new();
     let mut start = 0;
     while let Some(head) = work.get(start) {
-        let mut end = start + 1;
-        let before = batch.len();
+        let (mut end, mut what, before) = (start + 1, What::Pick, batch.len());
         match (head.step.key(), head.how) {
             (_, How::Skip) => {}
-            (Key::Base, How::Add | How::Replace) => layout.replace(batch),
-            (Key::Base, How::Delete) => {
-                batch.message(libc::NFT_MSG_DELTABLE, 0, |out| super::wire::text(out, super::nfta::TABLE_NAME, TABLE));
+            (Key::Base, how) => {
+                what = What::Base;
+                match how {
+                    How::Delete => batch.message(libc::NFT_MSG_DELTABLE, 0, |out| text(out, nfta::TABLE_NAME, TABLE)),
+                    _ => layout.replace(batch),
+                }
             }
-            (Key::Pick(count), How::Add | How::Replace) => layout.pick(batch, *count),
             (Key::Pick(count), How::Delete) => layout.drop_pick(batch, *count),
+            (Key::Pick(count), _) => layout.pick(batch, *count),
             (key, _) => {
                 end = start + run(&work[start..]);
                 elements(batch, set_of(key).unwrap_or_default(), work, start..end, &mut said);
             }
         }
-        let what = if *head.step.key() == Key::Base { What::Base } else { What::Pick };
-        let written = (batch.len() - before) as usize;
-        if end == start + 1 && set_of(head.step.key()).is_none() {
-            said.extend((0..written).map(|_| Said { work: start..end, what }));
+        if set_of(head.step.key()).is_none() {
+            said.extend((before..batch.len()).map(|_| Said { work: start..end, what }));
         }
         start = end;
     }

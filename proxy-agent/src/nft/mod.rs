@@ -5,6 +5,7 @@
 //! small for that (in a user namespace of an older kernel) it is several, in the order of the steps, every prefix of which is
 //! safe.
 
+mod by_key;
 mod commit;
 mod element;
 mod layout;
@@ -58,7 +59,7 @@ impl NftTable {
         let first = table.socket.take_seq(1024);
         let trial = table.layout.trial(first);
         let count = trial.len();
-        Ok(match table.socket.transact(&trial.trial(), first, count).context("nf_tables cannot be tried")? {
+        Ok(match table.socket.transact(&trial.unended(), first, count).context("nf_tables cannot be tried")? {
             Outcome::Done => Ok(table),
             Outcome::TooLong => bail!("the netlink socket takes no batch at all: raise net.core.wmem_max"),
             Outcome::Refused(failures) => match failures.into_iter().next() {
@@ -73,33 +74,41 @@ impl Dataplane for NftTable {
     type L = Nft;
 
     fn observe(&mut self) -> anyhow::Result<ObjectsOf<Nft>> {
-        observe::observe(&self.layout, &mut self.socket).with_context(|| format!("cannot read the table {}", self.name()))
+        observe::observe(&self.layout, &mut self.socket).with_context(|| format!("cannot read the table {}", name(self.layout.family)))
     }
 
     fn commit(&mut self, steps: &[StepOf<Nft>]) -> anyhow::Result<Refused<Nft>> {
-        commit::commit(&self.layout, &mut self.socket, steps).with_context(|| format!("cannot write the table {}", self.name()))
+        commit::commit(&self.layout, &mut self.socket, steps)
+            .with_context(|| format!("cannot write the table {}", name(self.layout.family)))
     }
 
     fn remove(&mut self) -> anyhow::Result<()> {
-        let first = self.socket.take_seq(1);
-        let mut batch = Batch::begin(self.layout.protocol(), first);
-        batch.message(libc::NFT_MSG_DELTABLE, 0, |out| text(out, nfta::TABLE_NAME, TABLE));
-        let outcome = self.socket.transact(&batch.end(), first, 1)?;
-        match outcome {
-            Outcome::Done => Ok(()),
-            Outcome::Refused(failures) if failures.iter().all(|f| f.errno == Errno::ENOENT) => Ok(()),
-            Outcome::Refused(failures) => {
-                let reasons: Vec<_> = failures.iter().map(Failure::reason).collect();
-                bail!("cannot delete the table {}: {}", self.name(), reasons.join("; "))
-            }
-            Outcome::TooLong => bail!("cannot delete the table {}: no room to ask", self.name()),
-        }
+        delete(self.layout.family, &mut self.socket)
     }
 }
 
-impl NftTable {
-    fn name(&self) -> String {
-        let family = if self.layout.family == Family::V4 { "ip" } else { "ip6" };
-        format!("{family} {TABLE}")
-    }
+/// Deletes the table of a family, whether or not this kernel could load it. That there is none is no error.
+pub fn remove(family: Family) -> anyhow::Result<()> {
+    delete(family, &mut Socket::open()?)
+}
+
+fn delete(family: Family, socket: &mut Socket) -> anyhow::Result<()> {
+    // The scratch is of no meaning for a deletion.
+    let layout = Layout { family, scratch: Scratch::Priority };
+    let first = socket.take_seq(1);
+    let mut batch = Batch::begin(layout.protocol(), first);
+    batch.message(libc::NFT_MSG_DELTABLE, 0, |out| text(out, nfta::TABLE_NAME, TABLE));
+    let reason = match socket.transact(&batch.end(), first, 1)? {
+        Outcome::Done => return Ok(()),
+        Outcome::Refused(failures) if failures.iter().all(|f| f.errno == Errno::ENOENT) => return Ok(()),
+        Outcome::Refused(failures) => failures.iter().map(Failure::reason).collect::<Vec<_>>().join("; "),
+        Outcome::TooLong => "no room to ask".to_owned(),
+    };
+    bail!("cannot delete the table {}: {reason}", name(family))
+}
+
+/// As `nft` writes it.
+fn name(family: Family) -> String {
+    let family = if family == Family::V4 { "ip" } else { "ip6" };
+    format!("{family} {TABLE}")
 }

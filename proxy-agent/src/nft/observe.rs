@@ -7,6 +7,7 @@ use proxy_core::ledger::Objects;
 use proxy_core::lower::ObjectsOf;
 use proxy_core::lower::nft::{Key, LAYOUT, Nft, Value};
 
+use super::by_key;
 use super::element;
 use super::layout::{CLASSES, Layout, REFUSED, SERVICES, SLOTS, TABLE, count_of, pick_name};
 use super::rules;
@@ -34,9 +35,10 @@ pub(super) fn observe(layout: &Layout, socket: &mut Socket) -> anyhow::Result<Ob
     }
     let mut objects = Objects::from([(Key::Base, Value::Base(LAYOUT))]);
     objects.extend(picks(layout, socket, &rules)?.into_iter().map(|count| (Key::Pick(count), Value::Pick)));
-    for set in [SLOTS, SERVICES, REFUSED] {
-        objects.append(&mut elements(layout, socket, set)?);
-    }
+    let mut services = elements(layout, socket, SERVICES)?;
+    objects.append(&mut slots(layout, socket, &services)?);
+    objects.append(&mut services);
+    objects.append(&mut elements(layout, socket, REFUSED)?);
     Ok(objects)
 }
 
@@ -79,6 +81,18 @@ fn picks(layout: &Layout, socket: &mut Socket, rules: &BTreeMap<Vec<u8>, usize>)
         (code == nfta::GOTO && chain == pick_name(count) && complete).then_some(count)
     })?;
     Ok(found.known)
+}
+
+fn slots(layout: &Layout, socket: &mut Socket, services: &Objects<Key, Value>) -> anyhow::Result<Objects<Key, Value>> {
+    let count = |value: &Value| if let Value::Service(count, _) = value { usize::from(*count) } else { 0 };
+    if services.values().map(count).sum::<usize>() >= by_key::MANY {
+        match by_key::slots(layout, socket, services) {
+            Ok(Some(slots)) => return Ok(slots),
+            Ok(None) => tracing::info!("there are slots of no Service: reading all of them, which takes longer"),
+            Err(error) => tracing::info!(error = format!("{error:#}"), "reading all slots, which takes longer"),
+        }
+    }
+    elements(layout, socket, SLOTS)
 }
 
 /// The elements of a set that are ours. A dump that runs into the growth of the kernel's hash table leaves out elements and
@@ -128,24 +142,32 @@ fn read_set<T>(layout: &Layout, socket: &mut Socket, set: &str, read: impl Fn(At
         text(out, nfta::LIST_SET, set);
     };
     let mut found = socket.dump(libc::NFT_MSG_GETSETELEM, layout.protocol(), ours, |found: &mut Found<T>, message: &Message<'_>| {
-        if message.kind != message_type(libc::NFT_MSG_NEWSETELEM) {
-            return;
-        }
-        for (_, element) in message.attributes().nest(nfta::LIST_ELEMENTS) {
-            match read(Attributes(element)) {
+        for element in elements_of(message) {
+            match read(element) {
                 Some(read) => found.known.push(read),
                 None => found.unknown += 1,
             }
         }
     })?;
+    found.count = set_count(layout, socket, set)?;
+    Ok(found)
+}
+
+/// The elements in a message.
+pub(super) fn elements_of<'a>(message: &Message<'a>) -> impl Iterator<Item = Attributes<'a>> {
+    let told = message.kind == message_type(libc::NFT_MSG_NEWSETELEM);
+    let list = if told { message.attributes().nest(nfta::LIST_ELEMENTS) } else { Attributes(&[]) };
+    list.map(|(_, element)| Attributes(element))
+}
+
+/// How many elements the kernel says a set has. Not before 6.16.
+pub(super) fn set_count(layout: &Layout, socket: &mut Socket, set: &str) -> anyhow::Result<Option<usize>> {
     let ours = |out: &mut Vec<u8>| {
         text(out, nfta::SET_TABLE, TABLE);
         text(out, nfta::SET_NAME, set);
     };
-    // Not before 6.16.
     let count = socket.get(libc::NFT_MSG_GETSET, layout.protocol(), ours, |message| {
         message.attributes().get(nfta::SET_COUNT).and_then(|count| count.first_chunk()).map(|count| u32::from_be_bytes(*count) as usize)
     })?;
-    found.count = count.flatten();
-    Ok(found)
+    Ok(count.flatten())
 }

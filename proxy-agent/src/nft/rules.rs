@@ -13,8 +13,7 @@ use super::sys::{Expr, Writer};
 use super::wire::{Batch, nfta, text};
 
 const NAT_CHAINS: [(&CStr, Hook); 2] = [(c"nat-prerouting", Hook::PreRouting), (c"nat-output", Hook::Out)];
-const FILTER_CHAINS: [(&CStr, Hook); 3] =
-    [(c"filter-input", Hook::In), (c"filter-forward", Hook::Forward), (c"filter-output", Hook::Out)];
+const FILTER_CHAINS: [(&CStr, Hook); 3] = [(c"filter-input", Hook::In), (c"filter-forward", Hook::Forward), (c"filter-output", Hook::Out)];
 const REFUSE: &CStr = c"refuse";
 /// NF_IP_PRI_NAT_DST (linux/netfilter_ipv4.h), `dstnat` for nft.
 const DSTNAT: i32 = -100;
@@ -47,7 +46,11 @@ pub(super) fn base(layout: &Layout, batch: &mut Batch, table: &str) {
     let refuse = Chain::new(REFUSE, &table);
     out.chain(&refuse);
     // TCP is reset because the kernel limits the rate of ICMP errors.
-    out.rule(&refuse, None, &[meta(libc::NFT_META_L4PROTO, FIRST), is(FIRST, libc::IPPROTO_TCP as u8), reject(libc::NFT_REJECT_TCP_RST, 0)]);
+    out.rule(
+        &refuse,
+        None,
+        &[meta(libc::NFT_META_L4PROTO, FIRST), is(FIRST, libc::IPPROTO_TCP as u8), reject(libc::NFT_REJECT_TCP_RST, 0)],
+    );
     // ICMP_PORT_UNREACH (linux/icmp.h), ICMPV6_PORT_UNREACH (linux/icmpv6.h).
     let port_unreachable = if layout.family == Family::V4 { 3 } else { 4 };
     out.rule(&refuse, None, &[reject(libc::NFT_REJECT_ICMP_UNREACH, port_unreachable)]);

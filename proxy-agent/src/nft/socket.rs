@@ -1,6 +1,7 @@
 //! A netlink socket of netfilter in the network namespace in which it was opened.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -130,6 +131,29 @@ impl Socket {
                     libc::ENOENT => Ok(None),
                     _ => Err(failure(&message).into_error()),
                 };
+            }
+        }
+    }
+
+    /// Sends requests with these sequence numbers, of which the last asks for an answer. `take` gets what comes but for errors.
+    pub(super) fn exchange(
+        &mut self,
+        requests: &[u8],
+        seqs: RangeInclusive<u32>,
+        mut take: impl FnMut(&Message<'_>),
+    ) -> anyhow::Result<()> {
+        self.seq = seqs.end().saturating_add(1);
+        self.make_room(requests.len());
+        self.send(requests).map_err(|errno| anyhow::anyhow!("cannot ask nf_tables: {}", errno.desc()))?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let len = self.receive(deadline)?;
+            for message in messages(&self.buffer[..len]).filter(|m| seqs.contains(&m.seq)) {
+                match i32::from(message.kind) {
+                    libc::NLMSG_ERROR if message.seq == *seqs.end() => return Ok(()),
+                    libc::NLMSG_ERROR => {}
+                    _ => take(&message),
+                }
             }
         }
     }

@@ -14,7 +14,7 @@ use proxy_core::plan::Plan;
 use proxy_core::view::Address;
 
 use super::layout::{Layout, Scratch};
-use super::{Dataplane, NftTable, commit, element};
+use super::{Dataplane, NftTable, by_key, commit, element};
 
 /// Runs a test on a thread with a network namespace of its own. Without the right to make one it is skipped, which is a
 /// failure where PROXY_TEST_REQUIRED is set.
@@ -104,7 +104,8 @@ fn with_scratch(family: Family, scratch: Scratch) -> NftTable {
 /// A plan that wants `objects`, as an agent has it after a restart.
 fn plan_of(observed: ObjectsOf<Nft>, family: Family, objects: &Objects<Key, Value>) -> Plan<Nft> {
     let mut plan = Plan::new(Nft { family }, observed);
-    plan.ledger().want(&ObjectName::new("all", "of it"), objects.iter().filter(|(k, _)| **k != Key::Base).map(|(k, v)| (*k, v.clone())).collect());
+    plan.ledger()
+        .want(&ObjectName::new("all", "of it"), objects.iter().filter(|(k, _)| **k != Key::Base).map(|(k, v)| (*k, v.clone())).collect());
     plan
 }
 
@@ -162,7 +163,10 @@ fn elements_are_replaced_and_deleted() {
         objects.remove(&Key::Slot(web, 2));
         objects.extend(served(web, "default/web:http", &backends(family, 5, 2)));
         objects.extend(served(frontend(family, 2, Protocol::Tcp), "default/renamed", &backends(family, 20, 3)));
-        plan.ledger().want(&ObjectName::new("all", "of it"), objects.iter().filter(|(k, _)| **k != Key::Base).map(|(k, v)| (*k, v.clone())).collect());
+        plan.ledger().want(
+            &ObjectName::new("all", "of it"),
+            objects.iter().filter(|(k, _)| **k != Key::Base).map(|(k, v)| (*k, v.clone())).collect(),
+        );
         for sweep in [false, true] {
             let steps = if sweep { plan.sweep(u64::MAX) } else { plan.due() };
             assert!(!steps.is_empty());
@@ -198,7 +202,10 @@ fn another_layout_is_replaced_in_one_batch() {
         committed(&mut table, &steps);
         assert_eq!(table.observe().expect("observe"), objects);
         // Somebody's table of the same name, and one that somebody changed.
-        for script in ["delete table ip proxy-agent; add table ip proxy-agent { comment \"layout 7 whatever\"; }", "flush chain ip proxy-agent refuse"] {
+        for script in [
+            "delete table ip proxy-agent; add table ip proxy-agent { comment \"layout 7 whatever\"; }",
+            "flush chain ip proxy-agent refuse",
+        ] {
             if nft(&[script]).is_some() {
                 let version = if script.contains("layout 7") { 7 } else { 0 };
                 assert_eq!(table.observe().expect("observe"), Objects::from([(Key::Base, Value::Base(version))]));
@@ -303,6 +310,37 @@ fn a_batch_that_does_not_fit_goes_in_pieces() {
 }
 
 #[test]
+fn many_slots_are_read_by_key() {
+    in_namespace(|| {
+        let (family, mut table) = (Family::V4, NftTable::open(Family::V4).expect("open"));
+        let mut objects = Nft { family }.base();
+        for host in 1..=(by_key::MANY as u32 / 10) {
+            objects.extend(served(frontend(family, host, Protocol::Tcp), "default/some", &backends(family, host, 10)));
+        }
+        committed(&mut table, &adding(&objects));
+        let services: Objects<_, _> = objects.iter().filter(|(k, _)| matches!(k, Key::Service(_))).map(|(k, v)| (*k, v.clone())).collect();
+        let mut slots: Objects<_, _> = objects.iter().filter(|(k, _)| matches!(k, Key::Slot(..))).map(|(k, v)| (*k, v.clone())).collect();
+        assert_eq!(by_key::slots(&table.layout, &mut table.socket, &services).expect("read"), Some(slots.clone()));
+        assert_eq!(table.observe().expect("observe"), objects);
+        // Some linger above those in use.
+        let lingering = [10, 11].map(|slot| (Key::Slot(frontend(family, 7, Protocol::Tcp), slot), Value::Slot(backends(family, 7, 1)[0])));
+        committed(&mut table, &adding(&lingering.clone().into()));
+        slots.extend(lingering.clone());
+        objects.extend(lingering);
+        assert_eq!(by_key::slots(&table.layout, &mut table.socket, &services).expect("read"), Some(slots));
+        // One of no Service, and one that is missing.
+        let orphan = (Key::Slot(frontend(family, 9_999_999, Protocol::Tcp), 3), Value::Slot(backends(family, 7, 1)[0]));
+        let missing = Key::Slot(frontend(family, 8, Protocol::Tcp), 3);
+        let step = Step::Delete(missing, objects[&missing].clone());
+        committed(&mut table, &[Step::Add(orphan.0, orphan.1.clone()), step]);
+        objects.extend([orphan]);
+        objects.remove(&missing);
+        assert_eq!(by_key::slots(&table.layout, &mut table.socket, &services).expect("read"), None);
+        assert_eq!(table.observe().expect("observe"), objects);
+    });
+}
+
+#[test]
 fn versions_are_read_from_comments() {
     assert_eq!(Layout::version_in("layout 12 scratch secmark base 0"), Some(12));
     assert_eq!(Layout::version_in("layout x"), None);
@@ -318,7 +356,11 @@ fn figures() {
         for services in [1_000, 10_000, 50_000] {
             let mut objects = Nft { family }.base();
             for host in 1..=services {
-                objects.extend(served(frontend(family, host, Protocol::Tcp), &format!("default/service-{host}:http"), &backends(family, host * 16, 10)));
+                objects.extend(served(
+                    frontend(family, host, Protocol::Tcp),
+                    &format!("default/service-{host}:http"),
+                    &backends(family, host * 16, 10),
+                ));
             }
             let mut table = NftTable::open(family).expect("open");
             let steps = adding(&objects);
@@ -330,13 +372,18 @@ fn figures() {
             let replace = fastest(|i| vec![Step::Replace(slot, address(i), address(0))], &mut table);
             let add = fastest(
                 |i| match i % 2 {
-                    0 => vec![Step::Add(Key::Slot(one, 10), address(1)), Step::Replace(Key::Service(one), Value::Service(10, "a/b".into()), Value::Service(10, "".into()))],
+                    0 => vec![
+                        Step::Add(Key::Slot(one, 10), address(1)),
+                        Step::Replace(Key::Service(one), Value::Service(10, "a/b".into()), Value::Service(10, "".into())),
+                    ],
                     _ => vec![Step::Delete(Key::Slot(one, 10), address(1))],
                 },
                 &mut table,
             );
             let observe = timed(|| assert_eq!(table.observe().expect("observe").len(), objects.len()));
-            eprintln!("{services} x 10: load {load:?} again {again:?} replace slot {replace:?} add slot + class {add:?} observe {observe:?}");
+            eprintln!(
+                "{services} x 10: load {load:?} again {again:?} replace slot {replace:?} add slot + class {add:?} observe {observe:?}"
+            );
             let remove = timed(|| table.remove().expect("remove"));
             eprintln!("  remove {remove:?}");
         }

@@ -74,6 +74,11 @@ impl Batch {
         batch
     }
 
+    /// Requests that are not a batch: the first has the sequence number `first`.
+    pub(super) fn requests(family: u8, first: u32) -> Self {
+        Self { bytes: Vec::with_capacity(8192), family, first, next: first, last: 0 }
+    }
+
     /// Ends the batch. Only its last message is answered if all goes well.
     pub(super) fn end(mut self) -> Vec<u8> {
         self.ask_for_answer();
@@ -81,8 +86,9 @@ impl Batch {
         self.bytes
     }
 
-    /// The batch without an end: the kernel tries it and takes everything back.
-    pub(super) fn trial(mut self) -> Vec<u8> {
+    /// The messages without an end: the kernel tries a batch and takes everything back. Only the last one is answered if all goes
+    /// well.
+    pub(super) fn unended(mut self) -> Vec<u8> {
         self.ask_for_answer();
         self.bytes
     }

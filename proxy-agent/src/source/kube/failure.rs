@@ -1,6 +1,6 @@
 //! What can go wrong between the agent and the API server, said once, with the way out; and how long to wait then.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
@@ -58,8 +58,8 @@ impl Failure {
                 "the agent must be allowed to list and watch {resource} in all namespaces: bind ClusterRole system:node-proxier to its \
                  ServiceAccount or user"
             ),
-            Kind::Unauthorized => "the token or client certificate is missing, has expired, or is another cluster's: check --kubeconfig or \
-                                   the pod's ServiceAccount; files are read again at each attempt"
+            Kind::Unauthorized => "the token or client certificate is missing, has expired, or is another cluster's: check --kubeconfig \
+                 or the pod's ServiceAccount; files are read again at each attempt"
                 .to_owned(),
             Kind::Unreachable if self.text.contains("certificate") => {
                 "check certificate-authority and server in --kubeconfig, and the server's certificate".to_owned()
@@ -112,35 +112,54 @@ pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
 /// Says what goes wrong, each kind of it once, and when all is well again.
 pub(super) struct Journal {
     resource: &'static str,
-    said: BTreeSet<Kind>,
+    /// URL of the API server.
+    server: String,
+    /// How often each kind was met since it last worked.
+    met: BTreeMap<Kind, u32>,
+}
+
+/// An API server that starts answers anything for some seconds, for example that everything is forbidden: its answers count
+/// when it insists on them.
+fn is_said(kind: Kind, met: u32) -> bool {
+    match kind {
+        Kind::Unreachable => met == 1,
+        Kind::Expired => false,
+        _ => met == 3,
+    }
 }
 
 impl Journal {
-    pub(super) fn new(resource: &'static str) -> Self {
-        Self { resource, said: BTreeSet::new() }
+    pub(super) fn new(resource: &'static str, server: String) -> Self {
+        Self { resource, server, met: BTreeMap::new() }
     }
 
-    /// `true` where it is news.
+    /// The kubeconfig may have come to name another server.
+    pub(super) fn is_at(&mut self, server: String) {
+        self.server = server;
+    }
+
+    /// `true` where it is said.
     pub(super) fn failed(&mut self, failure: &Failure) -> bool {
         let Failure { kind, text } = failure;
-        let news = !matches!(kind, Kind::Expired) && self.said.insert(*kind);
-        if news {
-            let (resource, way_out) = (self.resource, failure.way_out(self.resource));
-            tracing::warn!("watch of {resource}: {text}; {way_out}. What is known stays in force");
+        let met = self.met.entry(*kind).or_default();
+        *met = met.saturating_add(1);
+        let said = is_said(*kind, *met);
+        if said {
+            let (resource, server, way_out) = (self.resource, &self.server, failure.way_out(self.resource));
+            tracing::warn!("watch of {resource} at {server}: {text}; {way_out}. What is known stays in force");
         } else {
             tracing::debug!("watch of {}: {text}", self.resource);
         }
-        news
+        said
     }
 
-    /// `true` where it is news.
+    /// `true` where it is said.
     pub(super) fn works(&mut self) -> bool {
-        let news = !self.said.is_empty();
-        if news {
-            self.said.clear();
-            tracing::info!("watch of {}: connected to the API server again", self.resource);
+        let said = std::mem::take(&mut self.met).into_iter().any(|(kind, met)| (1..=met).any(|met| is_said(kind, met)));
+        if said {
+            tracing::info!("watch of {} at {}: works again", self.resource, self.server);
         }
-        news
+        said
     }
 }
 
@@ -184,16 +203,25 @@ mod tests {
 
     #[test]
     fn each_kind_is_said_once_until_it_works_again() {
-        let mut journal = Journal::new("services");
+        let mut journal = Journal::new("services", "https://192.0.2.1".into());
         let away = Failure::new(Kind::Unreachable, "connection refused");
         assert!(!journal.works());
         assert!(journal.failed(&away));
         assert!(!journal.failed(&away));
-        assert!(journal.failed(&Failure::new(Kind::Forbidden, "no")));
+        let forbidden = Failure::new(Kind::Forbidden, "no");
+        assert_eq!([(); 4].map(|()| journal.failed(&forbidden)), [false, false, true, false]);
         assert!(journal.works());
         assert!(!journal.works());
         assert!(journal.failed(&away));
-        assert!(!journal.failed(&Failure::new(Kind::Expired, "a new list is normal")));
+    }
+
+    #[test]
+    fn what_an_api_server_says_while_it_starts_is_not_said() {
+        let mut journal = Journal::new("services", "https://192.0.2.1".into());
+        for kind in [Kind::Forbidden, Kind::Busy, Kind::Forbidden, Kind::Expired, Kind::Expired, Kind::Expired] {
+            assert!(!journal.failed(&Failure::new(kind, "starting")));
+        }
+        assert!(!journal.works());
     }
 
     #[test]

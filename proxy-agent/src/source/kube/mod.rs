@@ -26,23 +26,31 @@ pub struct KubeConfig {
 /// Sends all Services and EndpointSlices, and then what changes, until the channel closes. An API server that cannot be reached,
 /// or refuses, is tried again for ever; only a configuration that cannot work is an error.
 pub async fn watch(config: KubeConfig, events: Sender) -> anyhow::Result<()> {
-    let client = config.client().await?;
-    let services = Watch::<Services>::new(config.clone(), client.clone(), events.clone());
-    let slices = Watch::<EndpointSlices>::new(config, client, events);
+    let link = config.link().await?;
+    let services = Watch::<Services>::new(config.clone(), link.clone(), events.clone());
+    let slices = Watch::<EndpointSlices>::new(config, link, events);
     tokio::join!(services.run(), slices.run());
     Ok(())
 }
 
+/// A client and the server that it speaks to.
+#[derive(Clone)]
+struct Link {
+    client: Client,
+    server: String,
+}
+
 impl KubeConfig {
     /// Reads the files anew.
-    async fn client(&self) -> anyhow::Result<Client> {
+    async fn link(&self) -> anyhow::Result<Link> {
         let mut config = self.load().await?;
         // The watch has its own ways of waiting and of saying so.
         config.default_retry = false;
         let agent = concat!("proxy-agent/", env!("CARGO_PKG_VERSION"));
         config.headers.push(("user-agent".parse()?, agent.parse()?));
         let server = config.cluster_url.to_string();
-        Client::try_from(config).with_context(|| format!("cannot set up a client for {server}"))
+        let client = Client::try_from(config).with_context(|| format!("cannot set up a client for {server}"))?;
+        Ok(Link { client, server })
     }
 
     async fn load(&self) -> anyhow::Result<Config> {
@@ -88,15 +96,18 @@ mod tests {
         assert_eq!(config.load().await?.cluster_url.host(), Some("192.0.2.1"));
         config.server = Some("https://[2001:db8::1]:6443".into());
         assert_eq!(config.load().await?.cluster_url.host(), Some("[2001:db8::1]"));
-        config.client().await?;
+        assert_eq!(config.link().await?.server, "https://[2001:db8::1]:6443/");
         Ok(())
     }
 
     #[tokio::test]
     async fn a_configuration_that_cannot_work_is_an_error_with_a_way_out() {
         let (events, _receiver) = tokio::sync::mpsc::channel(1);
-        let error = watch(KubeConfig::default(), events.clone()).await.expect_err("not in a pod");
-        assert!(format!("{error:#}").contains("--manifests"), "{error:#}");
+        // The tests may themselves run in a pod.
+        if Config::incluster().is_err() {
+            let error = watch(KubeConfig::default(), events.clone()).await.expect_err("not in a pod");
+            assert!(format!("{error:#}").contains("--manifests"), "{error:#}");
+        }
         let config = KubeConfig { kubeconfig: Some("/nowhere/kubeconfig".into()), server: None };
         let error = watch(config, events).await.expect_err("no such file");
         assert!(format!("{error:#}").contains("/nowhere/kubeconfig"), "{error:#}");

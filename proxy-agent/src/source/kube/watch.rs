@@ -17,9 +17,9 @@ use futures::{AsyncBufRead, AsyncBufReadExt};
 use proxy_core::model::ObjectName;
 use tokio::time::timeout;
 
-use super::KubeConfig;
 use super::failure::{Backoff, Failure, Journal, Kind, random};
 use super::wire::{Line, Page, Resource, Seen, Status, line, page};
+use super::{KubeConfig, Link};
 use crate::source::{Closed, Event, Sender, send};
 
 /// How long a watch may take to begin, and a page of a list to come. The server gives up on a list after 60 s.
@@ -28,8 +28,8 @@ const ANSWER: Duration = Duration::from_secs(70);
 const SILENCE: Duration = Duration::from_secs(100);
 /// A watch that has been open for so long works, even if it has had nothing to say.
 const SETTLED: Duration = Duration::from_secs(5);
-/// Objects in a page of a list: some megabytes of JSON at a time.
-const PAGE: u32 = 1000;
+/// Objects in a page of a list, about a megabyte of JSON. Larger pages are not faster, and take more memory.
+const PAGE: u32 = 500;
 
 /// Why a watch is not read any further.
 enum Stop {
@@ -64,8 +64,8 @@ pub(super) struct Watch<R> {
 }
 
 impl<R: Resource> Watch<R> {
-    pub(super) fn new(config: KubeConfig, client: Client, events: Sender) -> Self {
-        let journal = Journal::new(R::PLURAL);
+    pub(super) fn new(config: KubeConfig, Link { client, server }: Link, events: Sender) -> Self {
+        let journal = Journal::new(R::PLURAL, server);
         Self { config, client, events, journal, backoff: Backoff::default(), version: None, streaming: true, resource: PhantomData }
     }
 
@@ -88,6 +88,10 @@ impl<R: Resource> Watch<R> {
                 Ok(()) => tokio::time::sleep(self.backoff.next()).await,
                 Err(Stop::Failed(failure)) => {
                     self.journal.failed(&failure);
+                    if failure.kind == Kind::Expired {
+                        // The server is there, and gives a new list.
+                        self.backoff.reset();
+                    }
                     tokio::time::sleep(self.backoff.next()).await;
                     self.renew(failure.kind).await;
                 }
@@ -98,8 +102,11 @@ impl<R: Resource> Watch<R> {
     /// A token, certificate or CA may have been exchanged, and a connection in the pool may be dead: start from the files again.
     async fn renew(&mut self, kind: Kind) {
         if matches!(kind, Kind::Unauthorized | Kind::Unreachable) {
-            match self.config.client().await {
-                Ok(client) => self.client = client,
+            match self.config.link().await {
+                Ok(Link { client, server }) => {
+                    self.client = client;
+                    self.journal.is_at(server);
+                }
                 Err(error) => tracing::debug!("watch of {}: {error:#}", R::PLURAL),
             }
         }
@@ -170,11 +177,18 @@ impl<R: Resource> Watch<R> {
         let mut listed = self.version.is_none().then(HashSet::new);
         let mut lines = Lines::new(self.open().await?);
         loop {
-            let Some(text) = self.next(&mut lines).await? else {
-                return match listed {
-                    Some(_) => Err(Failure::new(Kind::Garbled, "the connection ended before the list was complete").into()),
-                    None => Ok(()),
-                };
+            let text = match self.next(&mut lines).await {
+                Ok(Some(text)) => text,
+                Ok(None) if listed.is_some() => {
+                    return Err(Failure::new(Kind::Garbled, "the connection ended before the list was complete").into());
+                }
+                Err(failure) if listed.is_some() => return Err(failure.into()),
+                Ok(None) => return Ok(()),
+                // A broken connection costs nothing if the next one works; if not, that one has the better story.
+                Err(failure) => {
+                    tracing::debug!("watch of {}: {}", R::PLURAL, failure.text);
+                    return Ok(());
+                }
             };
             match line::<R>(text).map_err(|error| self.garbled(&error))? {
                 Line::Object(seen, version) => {

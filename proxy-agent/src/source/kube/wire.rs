@@ -113,7 +113,8 @@ pub(super) fn line<R: Resource>(text: &[u8]) -> serde_json::Result<Line> {
     let metadata = head.object.metadata;
     Ok(match head.kind {
         EventType::Added | EventType::Modified => {
-            Line::Object(decode::<R>(serde_json::from_slice::<Envelope<R::Object>>(text).map(|e| e.object), || name(text)), metadata.version)
+            let object = serde_json::from_slice::<Envelope<R::Object>>(text).map(|line| line.object);
+            Line::Object(decode::<R>(object, || name(text)), metadata.version)
         }
         EventType::Deleted => Line::Gone(gone::<R>(name(text)), metadata.version),
         EventType::Bookmark => Line::Bookmark(metadata.version, metadata.annotations.initial_events_end.is_some()),

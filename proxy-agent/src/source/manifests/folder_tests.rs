@@ -40,9 +40,7 @@ fn shown(converted: &Converted) -> Vec<String> {
 }
 
 fn service(name: &str, last: u8) -> String {
-    format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  clusterIP: 10.96.0.{last}\n  ports:\n  - port: 80\n---\n"
-    )
+    format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  clusterIP: 10.96.0.{last}\n  ports:\n  - port: 80\n---\n")
 }
 
 #[test]

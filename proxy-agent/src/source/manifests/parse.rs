@@ -8,8 +8,8 @@ use std::fmt;
 
 use proxy_core::cluster::Kind;
 use proxy_core::input::{Converted, convert_endpoint_slice, convert_service, object};
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::MessageFormatter;
 
 /// What a file holds.

@@ -1,0 +1,142 @@
+//! Every scenario on every executor, in both families.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use proxy_core::lower::bpf::Bpf;
+use proxy_core::lower::nft::Nft;
+use proxy_core::model::Family;
+use proxy_tests::scenario::simulated::{Lowered, Model, Simulated};
+use proxy_tests::scenario::{self, Action, Executor, Scenario, behaviours};
+
+#[test]
+fn model() {
+    carry_out("model", Model::default);
+}
+
+#[test]
+fn bpf_objects() {
+    carry_out("bpf objects", Lowered::<Bpf>::default);
+}
+
+#[test]
+fn nft_objects() {
+    carry_out("nft objects", Lowered::<Nft>::default);
+}
+
+#[test]
+fn golden_bpf() {
+    golden::<Bpf>();
+}
+
+#[test]
+fn golden_nft() {
+    golden::<Nft>();
+}
+
+fn scenarios() -> Vec<Scenario> {
+    scenario::load().unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+/// Runs every scenario on an executor of its own, and lists all that fail.
+fn carry_out<E: Executor>(executor: &str, new: impl Fn() -> E) {
+    let scenarios = scenarios();
+    let failures: Vec<String> = scenarios.iter().filter_map(|s| scenario::run(s, &mut new()).err()).map(|e| format!("{e:#}")).collect();
+    let count = failures.len();
+    assert!(failures.is_empty(), "{executor}: {count} of {} scenarios failed\n\n{}", scenarios.len(), failures.join("\n\n"));
+}
+
+fn golden_directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("golden")
+}
+
+/// Compares what a lowering programs after every change with the text in `tests/golden/`. `UPDATE_GOLDEN=1` writes that text.
+fn golden<L: Simulated>() {
+    let update = env::var_os("UPDATE_GOLDEN").is_some_and(|value| value == "1");
+    let mut differences = Vec::new();
+    let mut files = BTreeSet::new();
+    for scenario in scenarios().iter().filter(|scenario| scenario.family != Some(Family::V6)) {
+        let name = format!("{}.{}.txt", scenario.name, L::NAME);
+        let path = golden_directory().join(&name);
+        let text = transcript::<L>(scenario);
+        if update {
+            fs::write(&path, &text).unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+        let known = fs::read_to_string(&path).unwrap_or_default();
+        if known != text {
+            differences.push(format!("{name}:\n{}", difference(&known, &text)));
+        }
+        files.insert(name);
+    }
+    let suffix = format!(".{}.txt", L::NAME);
+    for entry in fs::read_dir(golden_directory()).expect("the golden files").flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.ends_with(&suffix) && !files.contains(&name) {
+            differences.push(format!("{name}: its scenario is gone"));
+        }
+    }
+    assert!(differences.is_empty(), "UPDATE_GOLDEN=1 writes what is right\n\n{}", differences.join("\n"));
+}
+
+/// Everything that is programmed after each step that changes something.
+fn transcript<L: Simulated>(scenario: &Scenario) -> String {
+    let mut executor = Lowered::<L>::default();
+    let mut text = String::new();
+    for step in scenario.steps.iter().filter(|step| !matches!(step.action, Action::Expect(_))) {
+        scenario::run::take(&step.action, &mut executor).unwrap_or_else(|error| panic!("{scenario}: {error:#}"));
+        let word = match &step.action {
+            Action::Apply(_) => "apply",
+            Action::Delete(_) => "delete",
+            Action::Restart => "restart",
+            Action::Kill => "kill",
+            Action::Start => "start",
+            Action::Expect(_) => "expect",
+        };
+        text += &format!("{word} (line {})\n{}\n", step.line, executor.objects());
+    }
+    text
+}
+
+/// The lines that differ, each with its number: `-` is in the file, `+` is what was made now.
+fn difference(old: &str, new: &str) -> String {
+    let (old, new): (Vec<&str>, Vec<&str>) = (old.lines().collect(), new.lines().collect());
+    let same = old.iter().zip(&new).take_while(|(a, b)| a == b).count();
+    let rest = old.len().min(new.len()) - same;
+    let tail = old.iter().rev().zip(new.iter().rev()).take(rest).take_while(|(a, b)| a == b).count();
+    let lines = |sign, lines: &[&str]| (same..lines.len() - tail).map(|i| format!("{:5} {sign} {}\n", i + 1, lines[i])).collect::<String>();
+    lines('-', &old) + &lines('+', &new)
+}
+
+/// What the first release must do, by ID, where no scenario shows it: the test that does, and why no packet can.
+const ELSEWHERE: [(&str, &str, &str); 2] = [
+    ("EP-08", "", "no policy that asks where an endpoint is can be set yet; endpoints of every node are used alike"),
+    (
+        "SYNC-01",
+        "proxy-agent/src/agent/tests.rs nothing_is_read_or_written_before_both_lists_are_complete",
+        "a scenario begins with a complete list",
+    ),
+];
+
+#[test]
+fn every_behaviour_is_shown() {
+    let mut wanted: Vec<String> = (1..=5).chain(14..=16).map(|n| format!("SVC-{n:02}")).collect();
+    wanted.extend((1..=10).chain([16, 18, 20]).map(|n| format!("EP-{n:02}")));
+    wanted.extend(["ERR-01", "SYNC-01", "SYNC-02", "SYNC-06"].map(String::from));
+    let mut shown: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for scenario in scenarios() {
+        for id in &scenario.ids {
+            shown.entry(id.clone()).or_default().push(scenario.name.clone());
+        }
+    }
+    for (id, test, why) in ELSEWHERE {
+        assert!(behaviours::exists(id) && !why.is_empty(), "{id}");
+        assert!(!shown.contains_key(id), "{id} is shown by a scenario, so it needs no entry here");
+        if let Some((file, function)) = test.split_once(' ') {
+            let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file)).unwrap_or_default();
+            assert!(text.contains(&format!("fn {function}(")), "{id}: there is no {function} in {file}");
+        }
+    }
+    let missing: Vec<_> = wanted.iter().filter(|id| !shown.contains_key(*id) && ELSEWHERE.iter().all(|(i, _, _)| i != id)).collect();
+    assert!(missing.is_empty(), "nothing shows {missing:?}");
+}
