@@ -73,7 +73,7 @@ impl<D: Dataplane> Programmed<D> {
         }
     }
 
-    fn to_sweep(&mut self) -> Option<u64> {
+    fn sweepable(&mut self) -> Option<u64> {
         let ledger = self.plan.as_mut()?.ledger();
         ledger.has_lingering().then(|| ledger.round())
     }
@@ -133,7 +133,7 @@ impl<D: Dataplane> Programmer for Programmed<D> {
         if refused_before > 0 && self.reported.is_empty() {
             warn!(dataplane = %self.name, "all that the kernel refused is in place or no longer wanted");
         }
-        Ok(Round { done, refused: self.reported.len(), sweep: self.to_sweep() })
+        Ok(Round { done, refused: self.reported.len(), sweep: self.sweepable() })
     }
 
     fn sweep(&mut self, round: u64) -> anyhow::Result<Option<u64>> {
@@ -143,6 +143,6 @@ impl<D: Dataplane> Programmer for Programmed<D> {
             debug!(dataplane = %self.name, objects = steps.len(), "deleting what went out of use");
             self.carry_out(&steps)?;
         }
-        Ok(self.to_sweep())
+        Ok(self.sweepable())
     }
 }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 use proxy_core::ledger::{Objects, Step};
@@ -345,61 +344,6 @@ fn versions_are_read_from_comments() {
     assert_eq!(Layout::version_in("layout 12 scratch secmark base 0"), Some(12));
     assert_eq!(Layout::version_in("layout x"), None);
     assert_eq!(Layout::version_in(""), None);
-}
-
-/// Figures: `cargo test --release -- --ignored --nocapture nft::tests::figures`.
-#[test]
-#[ignore = "takes a minute"]
-fn figures() {
-    in_namespace(|| {
-        let family = Family::V4;
-        for services in [1_000, 10_000, 50_000] {
-            let mut objects = Nft { family }.base();
-            for host in 1..=services {
-                objects.extend(served(
-                    frontend(family, host, Protocol::Tcp),
-                    &format!("default/service-{host}:http"),
-                    &backends(family, host * 16, 10),
-                ));
-            }
-            let mut table = NftTable::open(family).expect("open");
-            let steps = adding(&objects);
-            let load = timed(|| committed(&mut table, &steps));
-            let again = timed(|| committed(&mut table, &steps));
-            let one = frontend(family, services / 2, Protocol::Tcp);
-            let address = |host| Value::Slot(backends(family, host, 1)[0]);
-            let slot = Key::Slot(one, 5);
-            let replace = fastest(|i| vec![Step::Replace(slot, address(i), address(0))], &mut table);
-            let add = fastest(
-                |i| match i % 2 {
-                    0 => vec![
-                        Step::Add(Key::Slot(one, 10), address(1)),
-                        Step::Replace(Key::Service(one), Value::Service(10, "a/b".into()), Value::Service(10, "".into())),
-                    ],
-                    _ => vec![Step::Delete(Key::Slot(one, 10), address(1))],
-                },
-                &mut table,
-            );
-            let observe = timed(|| assert_eq!(table.observe().expect("observe").len(), objects.len()));
-            eprintln!(
-                "{services} x 10: load {load:?} again {again:?} replace slot {replace:?} add slot + class {add:?} observe {observe:?}"
-            );
-            let remove = timed(|| table.remove().expect("remove"));
-            eprintln!("  remove {remove:?}");
-        }
-    });
-}
-
-fn timed(work: impl FnOnce()) -> Duration {
-    let start = Instant::now();
-    work();
-    start.elapsed()
-}
-
-fn fastest(steps: impl Fn(u32) -> Vec<StepOf<Nft>>, table: &mut NftTable) -> (Duration, Duration) {
-    let mut times: Vec<_> = (0..200).map(|i| timed(|| committed(table, &steps(i)))).collect();
-    times.sort();
-    (times[0], times[100])
 }
 
 #[test]

@@ -36,7 +36,6 @@ fn go_versions_are_compared_as_numbers() {
 
 /// The whole life of a control plane; the proxy's own tests rely on each of these.
 #[test]
-#[ignore = "starts etcd and kube-apiserver, which are built from source first"]
 fn serves_limits_rights_and_survives_a_restart() -> Result<()> {
     let start = Instant::now();
     let mut plane = ControlPlane::start(Options::default())?;

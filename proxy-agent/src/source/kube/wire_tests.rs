@@ -124,25 +124,3 @@ fn a_list_without_items_is_empty() -> serde_json::Result<()> {
     assert!(page::<Services>("<html>").is_err());
     Ok(())
 }
-
-/// Prints what decoding costs: `cargo test --release -- --ignored --nocapture cost`.
-#[test]
-#[ignore = "a measurement"]
-fn cost() -> serde_json::Result<()> {
-    let mut broken = service("broken");
-    broken["spec"]["ports"] = json!(5);
-    for (what, object) in [("good", service("web")), ("broken", broken)] {
-        let text = serde_json::to_string(&json!({"type": "ADDED", "object": object}))?;
-        let start = std::time::Instant::now();
-        for _ in 0..10_000 {
-            std::hint::black_box(line::<Services>(text.as_bytes())?);
-        }
-        println!("10,000 lines of {} bytes, {what}: {:?}", text.len(), start.elapsed());
-        let start = std::time::Instant::now();
-        for _ in 0..10_000 {
-            std::hint::black_box(serde_json::from_slice::<Envelope<Value>>(text.as_bytes())?);
-        }
-        println!("  as untyped values: {:?}", start.elapsed());
-    }
-    Ok(())
-}

@@ -185,28 +185,3 @@ fn a_folder_that_is_gone_changes_nothing() {
     test.write("a.yaml", &service("a", 2));
     assert_eq!(test.scan(), ["+default/a 10.96.0.2"]);
 }
-
-/// Prints what a scan costs: `cargo test --release -- --ignored --nocapture cost`.
-#[test]
-#[ignore = "a measurement"]
-fn cost() {
-    let mut test = Test::new();
-    for file in 0..100 {
-        let text: String = (0..100).map(|i| service(&format!("s{file}-{i}"), 1)).collect();
-        test.write(&format!("{file:03}.yaml"), &text);
-    }
-    for what in ["first", "second", "third"] {
-        let start = std::time::Instant::now();
-        let said = test.folder.scan().len();
-        println!("{what} scan of 10,000 Services in 100 files: {:?}, {said} changes", start.elapsed());
-    }
-    std::thread::sleep(FRESH + Duration::from_secs(1));
-    test.folder.scan();
-    let start = std::time::Instant::now();
-    test.folder.scan();
-    println!("scan of a settled folder: {:?}", start.elapsed());
-    test.write("050.yaml", &service("s50-0", 2));
-    let start = std::time::Instant::now();
-    let said = test.folder.scan().len();
-    println!("scan with one file changed: {:?}, {said} changes", start.elapsed());
-}
