@@ -2,11 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 use std::{env, fs};
 
 use proxy_core::lower::bpf::Bpf;
 use proxy_core::lower::nft::Nft;
 use proxy_core::model::Family;
+use proxy_tests::agent::Mode;
+use proxy_tests::lab;
+use proxy_tests::scenario::packets::{Bench, Packets};
 use proxy_tests::scenario::simulated::{Lowered, Model, Simulated};
 use proxy_tests::scenario::{self, Action, Executor, Scenario, behaviours};
 
@@ -23,6 +27,26 @@ fn bpf_objects() {
 #[test]
 fn nft_objects() {
     carry_out("nft objects", Lowered::<Nft>::default);
+}
+
+#[test]
+fn ebpf_packets_ipv4() {
+    packets(Mode::Ebpf, Family::V4);
+}
+
+#[test]
+fn ebpf_packets_ipv6() {
+    packets(Mode::Ebpf, Family::V6);
+}
+
+#[test]
+fn nftables_packets_ipv4() {
+    packets(Mode::Nftables, Family::V4);
+}
+
+#[test]
+fn nftables_packets_ipv6() {
+    packets(Mode::Nftables, Family::V6);
 }
 
 #[test]
@@ -45,6 +69,23 @@ fn carry_out<E: Executor>(executor: &str, new: impl Fn() -> E) {
     let failures: Vec<String> = scenarios.iter().filter_map(|s| scenario::run(s, &mut new()).err()).map(|e| format!("{e:#}")).collect();
     let count = failures.len();
     assert!(failures.is_empty(), "{executor}: {count} of {} scenarios failed\n\n{}", scenarios.len(), failures.join("\n\n"));
+}
+
+/// The scenarios of one family, one after the other in one lab; those that are dual-stack themselves go with IPv4.
+fn packets(mode: Mode, family: Family) {
+    if !lab::available() {
+        return;
+    }
+    let bench = Bench::new(mode).unwrap_or_else(|error| panic!("{error:?}"));
+    let mut failures = Vec::new();
+    for scenario in scenarios().iter().filter(|scenario| scenario.family.unwrap_or(Family::V4) == family) {
+        let start = Instant::now();
+        if let Err(error) = Packets::new(&bench).and_then(|mut packets| scenario::run(scenario, &mut packets)) {
+            failures.push(format!("{scenario}: {error:?}"));
+        }
+        println!("{scenario}: {:?}", start.elapsed());
+    }
+    assert!(failures.is_empty(), "{mode} {family}: {} scenarios failed\n\n{}", failures.len(), failures.join("\n\n"));
 }
 
 fn golden_directory() -> PathBuf {

@@ -37,6 +37,7 @@
 
 pub mod behaviours;
 pub mod family;
+pub mod packets;
 mod parse;
 pub mod run;
 pub mod simulated;
@@ -55,7 +56,7 @@ use proxy_core::forward::Flow;
 use proxy_core::input::{Converted, convert_endpoint_slice, convert_service, object};
 use proxy_core::model::{Family, ObjectName, Protocol};
 
-pub use run::{Executor, Observed, run};
+pub use run::{Executor, Observed, Probe, run};
 
 use crate::lab::address;
 

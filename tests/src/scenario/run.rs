@@ -10,6 +10,9 @@ use proxy_core::model::ObjectName;
 
 use super::{Action, Expectation, Host, Manifest, Outcome, Scenario};
 
+/// An expectation, from one of its sources.
+pub type Probe<'a> = (Host, &'a Expectation);
+
 /// Something that a scenario can be carried out on: a cluster's objects, an agent that follows them, and packets. It begins with
 /// no objects and an agent that runs.
 pub trait Executor {
@@ -25,9 +28,9 @@ pub trait Executor {
     /// Starts the agent on the objects that there are now. It has brought the kernel in line with them when this returns.
     fn start(&mut self) -> Result<()>;
 
-    /// What becomes of new connections or datagrams from `source` as `expectation` describes them: as many as it takes to tell
-    /// whether it holds.
-    fn observe(&mut self, source: Host, expectation: &Expectation) -> Result<Observed>;
+    /// What becomes, for each of `probes`, of new connections or datagrams from this host as the expectation describes them: as many
+    /// as it takes to tell whether it holds. In any order, or all at once.
+    fn observe(&mut self, probes: &[Probe]) -> Result<Vec<Observed>>;
 
     /// What is programmed, for the report of a failure.
     fn state(&mut self) -> String;
@@ -103,23 +106,19 @@ pub fn take(action: &Action, executor: &mut dyn Executor) -> Result<()> {
 }
 
 fn check(expectations: &[Expectation], executor: &mut dyn Executor) -> Result<()> {
-    let mut rows = Vec::new();
-    for expectation in expectations {
-        for source in &expectation.sources {
-            let observed = executor.observe(*source, expectation)?;
-            rows.push((expectation, source, observed));
-        }
-    }
-    if rows.iter().all(|(expectation, _, observed)| observed.satisfies(&expectation.outcome)) {
+    let each = |expectation| move |source: &Host| (*source, expectation);
+    let probes: Vec<Probe> = expectations.iter().flat_map(|e| e.sources.iter().map(each(e))).collect();
+    let observed = executor.observe(&probes)?;
+    if probes.iter().zip(&observed).all(|((_, expectation), observed)| observed.satisfies(&expectation.outcome)) {
         return Ok(());
     }
-    bail!("not as expected\n{}\n{}", table(&rows), executor.state());
+    bail!("not as expected\n{}\n{}", table(&probes, &observed), executor.state());
 }
 
 /// A listing of what was expected and what was seen.
-fn table(rows: &[(&Expectation, &Host, Observed)]) -> String {
+fn table(probes: &[Probe], observed: &[Observed]) -> String {
     let mut lines = vec![["line".into(), "flow".into(), "expected".into(), "actual".into()]];
-    for (expectation, source, observed) in rows {
+    for ((source, expectation), observed) in probes.iter().zip(observed) {
         let protocol = expectation.protocol.to_string().to_lowercase();
         let good = observed.satisfies(&expectation.outcome);
         lines.push([

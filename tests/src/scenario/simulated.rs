@@ -13,7 +13,8 @@ use proxy_core::model::{Change, Family, ObjectName};
 use proxy_core::plan::Plan;
 use proxy_core::view::ServiceView;
 
-use super::{Executor, Expectation, Host, Manifest, Observed};
+use super::run::Probe;
+use super::{Executor, Manifest, Observed};
 
 /// The objects of a cluster and what an agent makes of them. Serves as an executor: the model, which every dataplane is held to.
 #[derive(Default)]
@@ -83,8 +84,9 @@ impl Executor for Model {
         Ok(())
     }
 
-    fn observe(&mut self, source: Host, expectation: &Expectation) -> Result<Observed> {
-        Ok(observed(self.forwarding.decide(&expectation.flow(source))))
+    fn observe(&mut self, probes: &[Probe]) -> Result<Vec<Observed>> {
+        let one = |(source, expectation): &Probe| observed(self.forwarding.decide(&expectation.flow(*source)));
+        Ok(probes.iter().map(one).collect())
     }
 
     fn state(&mut self) -> String {
@@ -243,9 +245,12 @@ impl<L: Simulated> Executor for Lowered<L> {
         self.program()
     }
 
-    fn observe(&mut self, source: Host, expectation: &Expectation) -> Result<Observed> {
-        let flow = expectation.flow(source);
-        Ok(self.table(&flow).map_or(Observed::Untouched, |table| observed(L::decide(&table.kernel, &flow))))
+    fn observe(&mut self, probes: &[Probe]) -> Result<Vec<Observed>> {
+        let one = |(source, expectation): &Probe| {
+            let flow = expectation.flow(*source);
+            self.table(&flow).map_or(Observed::Untouched, |table| observed(L::decide(&table.kernel, &flow)))
+        };
+        Ok(probes.iter().map(one).collect())
     }
 
     fn state(&mut self) -> String {
