@@ -10,12 +10,13 @@ use anyhow::{Context, Result, bail};
 use crate::packages::{self, Package};
 use crate::run;
 
-const PACKAGES: [Package; 6] = [
+const PACKAGES: [Package; 7] = [
     Package { name: "gcc", why: "links the program" },
     Package { name: "pkg-config", why: "finds the libraries below" },
     Package { name: "libmnl-dev", why: "netlink, which libnftnl needs" },
     Package { name: "libnftnl-dev", why: "nftables rules over netlink" },
     Package { name: "iproute2", why: "makes the lab's network namespaces" },
+    Package { name: "conntrack", why: "lets the lab forget flows between two checks" },
     Package { name: "nftables", why: "lists what is programmed, as a check from outside" },
 ];
 

@@ -119,10 +119,12 @@ fn observe(lab: &Lab, (source, expectation): Probe) -> Result<Observed> {
             (backends.len() as u64 * if *evenly { PER_BACKEND_EVENLY } else { PER_BACKEND }, *source_kept)
         }
     };
-    // What passes untouched is remembered by connection tracking, so that it would pass untouched for as long as it is tried again
-    // from one port, also once there is a Service: from ports of its own it does not stand in the way of later connections.
-    let probe = if expectation.outcome == Outcome::Untouched { probe.from(own_port(expectation.flow(source).source)) } else { probe };
-    let counts = peer.spray(probe.clone(), count).with_context(|| format!("{} of {lab}", source.name))?;
+    let counts = if proto == Proto::Udp || expectation.outcome == Outcome::Untouched {
+        from_own_ports(peer, &probe, count, expectation.flow(source).source)
+    } else {
+        peer.spray(probe.clone(), count)
+    };
+    let counts = counts.with_context(|| format!("{} of {lab}", source.name))?;
     match observed(&counts, expectation.destination, is_node(source) && proto == Proto::Udp) {
         Observed::Backends { backends, evenly, .. } if asked => {
             Ok(Observed::Backends { backends, evenly, source_kept: source_kept(peer, &probe)? })
@@ -131,10 +133,16 @@ fn observe(lab: &Lab, (source, expectation): Probe) -> Result<Observed> {
     }
 }
 
-/// A port that is not used twice, below those that the kernel chooses.
-fn own_port(source: IpAddr) -> SocketAddr {
+/// Probes from ports that nothing else uses, below those that the kernel chooses. Connection tracking remembers what became of a
+/// datagram, and of a connection that nobody answered, for whatever comes from that port later: an expectation is about new flows.
+fn from_own_ports(peer: &Peer, probe: &Connect, count: u64, source: IpAddr) -> Result<Counts> {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    SocketAddr::new(source, 10_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 20_000)
+    let mut counts = Counts::default();
+    for _ in 0..count {
+        let port = 12_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 20_000;
+        counts.add(&peer.probe(probe.clone().from(SocketAddr::new(source, port)))?);
+    }
+    Ok(counts)
 }
 
 /// Whether the backends see the sender's own address.
