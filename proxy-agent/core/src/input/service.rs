@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::{Converted, Report, check_label, object, object_name, parse_ip, parse_port, parse_protocol, port_name};
-use crate::model::{Change, Family, Service, ServicePort};
+use crate::model::{Change, Family, Protocol, Service, ServicePort};
 
 /// Its presence, with any value, gives the Service to another proxy (SVC-01).
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
@@ -100,6 +100,9 @@ fn ports(spec: &object::ServiceSpec, report: &mut Report) -> Box<[ServicePort]> 
                 report.say(format_args!("spec.ports[{i}].name: {:?} is there twice; the first counts", &*port.name));
             }
             Ok(port) => {
+                if port.protocol == Protocol::Sctp {
+                    report.say(format_args!("spec.ports[{i}].protocol: SCTP is not served yet; the port is left out"));
+                }
                 numbers.insert((port.port, port.protocol));
                 ports.push(port);
             }
