@@ -191,7 +191,7 @@ fn usable(endpoints: impl Iterator<Item = (SocketAddr, EndpointState)>) -> Arc<[
         let known = states.entry(endpoint).or_insert(state);
         *known = state.max(*known);
     }
-    let any_ready = states.values().any(|&state| state == EndpointState::Ready);
-    let wanted = if any_ready { EndpointState::Ready } else { EndpointState::Draining };
-    states.iter().filter(|&(_, &state)| state == wanted).map(|(&endpoint, _)| endpoint).collect()
+    let any_ready = states.values().any(|state| state.is_ready());
+    let wanted = |state: EndpointState| if any_ready { state.is_ready() } else { state == EndpointState::Draining };
+    states.iter().filter(|&(_, &state)| wanted(state)).map(|(&endpoint, _)| endpoint).collect()
 }

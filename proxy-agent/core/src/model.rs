@@ -213,10 +213,19 @@ pub enum EndpointState {
     Gone,
     /// Serving while terminating: used when nothing is ready (EP-12).
     Draining,
+    /// Ready and terminating, as `publishNotReadyAddresses` has it (EP-11): used as any that is ready.
+    ReadyLeaving,
     /// Running and not ready: not used (EP-20).
     NotReady,
     /// Ready.
     Ready,
+}
+
+impl EndpointState {
+    /// Whether the object says that it is ready.
+    pub fn is_ready(self) -> bool {
+        matches!(self, EndpointState::Ready | EndpointState::ReadyLeaving)
+    }
 }
 
 /// An address, port and protocol that is served. Ordered by address, then port, then protocol.

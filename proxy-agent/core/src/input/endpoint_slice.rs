@@ -79,7 +79,8 @@ fn endpoints(object: &object::EndpointSlice, family: Family, report: &mut Report
 /// EP-07 with its defaults.
 fn state(conditions: &object::EndpointConditions) -> EndpointState {
     match (conditions.ready.unwrap_or(true), conditions.serving.unwrap_or(true), conditions.terminating.unwrap_or(false)) {
-        (true, _, _) => EndpointState::Ready,
+        (true, _, false) => EndpointState::Ready,
+        (true, _, true) => EndpointState::ReadyLeaving,
         (false, true, true) => EndpointState::Draining,
         (false, false, true) => EndpointState::Gone,
         (false, _, false) => EndpointState::NotReady,

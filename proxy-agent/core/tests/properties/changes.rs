@@ -108,8 +108,9 @@ fn by_definition(objects: &[Change], flow: &Flow) -> Verdict {
             }
         }
     }
-    let of = |wanted| best.iter().filter(move |(_, state)| **state == wanted).map(|(addr, _)| *addr);
-    if of(EndpointState::Ready).next().is_some() { Verdict::to(of(EndpointState::Ready)) } else { Verdict::to(of(EndpointState::Draining)) }
+    let of = |states: &'static [EndpointState]| best.iter().filter(move |(_, state)| states.contains(state)).map(|(addr, _)| *addr);
+    const READY: &[EndpointState] = &[EndpointState::Ready, EndpointState::ReadyLeaving];
+    if of(READY).next().is_some() { Verdict::to(of(READY)) } else { Verdict::to(of(&[EndpointState::Draining])) }
 }
 
 /// After every event: the objects that are wanted are those of a fresh start, up to slots and numbers, which have history; they

@@ -70,7 +70,14 @@ fn slice() -> impl Strategy<Value = Slice> {
     owners.push(ObjectName::new("b", "unknown"));
     let port = (select(vec!["", "x", "y"]), select(&PROTOCOLS), select(vec![5353, 8080]));
     let port = port.prop_map(|(name, protocol, port)| SlicePort { name: name.into(), protocol, port });
-    let states = [EndpointState::Gone, EndpointState::Draining, EndpointState::NotReady, EndpointState::Ready, EndpointState::Ready];
+    let states = [
+        EndpointState::Gone,
+        EndpointState::Draining,
+        EndpointState::ReadyLeaving,
+        EndpointState::NotReady,
+        EndpointState::Ready,
+        EndpointState::Ready,
+    ];
     let endpoints = select(&Family::ALL).prop_flat_map(move |family| {
         let endpoint = (select(backend_ips(family)), select(states.to_vec()));
         vec(endpoint.prop_map(|(ip, state)| Endpoint { ip, state }), 0..6)
