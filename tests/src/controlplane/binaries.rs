@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use nix::unistd::Uid;
 
-use super::process::die_with_parent;
+use crate::child::die_with_parent;
 
 /// The packages that make up a control plane, besides the commands of our own module.
 const PACKAGES: [&str; 6] = [

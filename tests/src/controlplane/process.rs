@@ -3,23 +3,21 @@
 use std::collections::hash_map::RandomState;
 use std::fs::{self, File, OpenOptions};
 use std::hash::BuildHasher;
-use std::io;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, Sender, SyncSender};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sched::{CloneFlags, setns};
-use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::stat;
-use nix::unistd::{Pid, getppid};
+use nix::unistd::Pid;
+
+use crate::child::{before_exec, die_with_parent, spawn_from_lasting_thread};
 
 /// Lines of a log that an error shows.
 const TAIL: usize = 30;
@@ -68,24 +66,6 @@ pub fn command(program: &Path, netns: &Netns) -> Command {
     let netns = netns.clone();
     before_exec(&mut command, move || Ok(netns.enter()?));
     command
-}
-
-/// Registers a function that the new process runs before its program. The function makes system calls and nothing else: between
-/// fork and exec no lock may be taken, so no memory allocated.
-#[allow(unsafe_code)]
-fn before_exec(command: &mut Command, function: impl FnMut() -> io::Result<()> + Send + Sync + 'static) {
-    // SAFETY: both callers, in this file, pass functions that only make system calls (stat, setns, prctl, getppid).
-    unsafe { command.pre_exec(function) };
-}
-
-/// Makes the kernel send `signal` to the new process when the thread that starts it ends, in whatever way.
-pub(super) fn die_with_parent(command: &mut Command, signal: Signal) {
-    let parent = Pid::this();
-    before_exec(command, move || {
-        set_pdeathsig(signal)?;
-        // The parent may have ended before that took effect.
-        if getppid() == parent { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
-    });
 }
 
 /// A process in the background, with its output in a log file. It is killed when this value is dropped, and when the test's
@@ -152,26 +132,6 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// "Dies with its parent" means: with the thread that started it. A test's thread ends with the test, while a control plane may
-/// be shared by all tests of a process, so processes are started by one thread that never ends.
-fn spawn_from_lasting_thread(command: Command) -> Result<Child> {
-    type Job = (Command, SyncSender<io::Result<Child>>);
-    static SPAWNER: OnceLock<Sender<Job>> = OnceLock::new();
-    let spawner = SPAWNER.get_or_init(|| {
-        let (sender, jobs) = mpsc::channel::<Job>();
-        thread::spawn(move || {
-            for (mut command, answer) in jobs {
-                // An answer that nobody waits for is dropped.
-                let _ = answer.send(command.spawn());
-            }
-        });
-        sender
-    });
-    let (sender, answer) = mpsc::sync_channel(1);
-    spawner.send((command, sender)).map_err(|_| anyhow!("the thread that starts processes is gone"))?;
-    Ok(answer.recv()??)
 }
 
 /// Ports of 127.0.0.1 in `netns` that nobody listens on now.

@@ -1,22 +1,11 @@
-//! The two system interfaces that have no safe wrapper.
+//! The system interface that has no safe wrapper.
 #![allow(unsafe_code)] // Each block says why it is sound; nothing else of the crate may have any.
 
 use std::io;
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
-use std::os::unix::process::CommandExt;
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-
-/// Registers a function that the new process runs before its program.
-///
-/// The function must only make system calls: between fork and exec no lock may be taken, so no memory allocated.
-pub(super) fn before_exec(command: &mut Command, function: impl FnMut() -> io::Result<()> + Send + Sync + 'static) {
-    // SAFETY: the one caller, `Place::spawn`, passes a function that makes system calls (write, setns, prctl, getppid) on files
-    // opened before, and builds errors that hold no allocation.
-    unsafe { command.pre_exec(function) };
-}
 
 /// Lets the kernel compute the checksums of what a device sends (ETHTOOL_STXCSUM), instead of leaving them to the device: a veth
 /// pair never computes any, so that the receiver does not verify any either.
