@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context;
 use proxy_core::forward::Forwarding;
-use proxy_core::lower::{Lowering, StepOf};
+use proxy_core::lower::StepOf;
 use proxy_core::model::ObjectName;
 use proxy_core::plan::Plan;
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info};
 
-use crate::dataplane::Dataplane;
+use crate::dataplane::{Dataplane, Refused};
 
 /// What a round left to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -48,7 +48,7 @@ pub struct Programmed<D: Dataplane> {
     lowering: fn() -> D::L,
     plan: Option<Plan<D::L>>,
     /// The reasons that were reported, so that each is reported once.
-    reported: BTreeMap<<D::L as Lowering>::Key, String>,
+    reported: Refused<D::L>,
 }
 
 impl<D: Dataplane> Programmed<D> {
@@ -63,7 +63,7 @@ impl<D: Dataplane> Programmed<D> {
             Ok(refused) => {
                 let keys = refused.keys().cloned().collect();
                 plan.settle(steps, &keys);
-                self.report(steps, refused);
+                self.report(refused);
                 Ok(steps.len() - keys.len())
             }
             Err(error) => {
@@ -78,13 +78,8 @@ impl<D: Dataplane> Programmed<D> {
         ledger.has_lingering().then(|| ledger.round())
     }
 
-    fn report(&mut self, steps: &[StepOf<D::L>], refused: BTreeMap<<D::L as Lowering>::Key, String>) {
+    fn report(&mut self, refused: Refused<D::L>) {
         let Some(plan) = &mut self.plan else { return };
-        if !self.reported.is_empty() {
-            for key in steps.iter().map(|step| step.key()).filter(|key| !refused.contains_key(key)) {
-                self.reported.remove(key);
-            }
-        }
         // Each owner costs a walk over all: a full map must not turn into hours of reporting.
         const DETAILED: usize = 10;
         let fresh: Vec<_> = refused.into_iter().filter(|(key, why)| self.reported.get(key) != Some(why)).collect();
@@ -130,10 +125,14 @@ impl<D: Dataplane> Programmer for Programmed<D> {
             debug!(dataplane = %self.name, %step);
         }
         let done = self.carry_out(&steps)?;
-        if refused_before > 0 && self.reported.is_empty() {
-            warn!(dataplane = %self.name, "all that the kernel refused is in place or no longer wanted");
+        let Some(plan) = &mut self.plan else { return Ok(Round::default()) };
+        let refused = plan.ledger().refused();
+        self.reported.retain(|key, _| refused.contains(key));
+        let refused = refused.len();
+        if refused_before > 0 && refused == 0 {
+            info!(dataplane = %self.name, "all that the kernel refused is in place or no longer wanted");
         }
-        Ok(Round { done, refused: self.reported.len(), sweep: self.sweepable() })
+        Ok(Round { done, refused, sweep: self.sweepable() })
     }
 
     fn sweep(&mut self, round: u64) -> anyhow::Result<Option<u64>> {

@@ -253,6 +253,11 @@ impl<K: Ord + Clone, V: Eq + Clone> Ledger<K, V> {
         }
     }
 
+    /// What the kernel refused and is still wanted, or unwanted and still there.
+    pub fn refused(&self) -> &BTreeSet<K> {
+        &self.refused
+    }
+
     /// Lets what the kernel refused be tried again at the next [`due`](Self::due). Whether there is any.
     pub fn retry(&mut self) -> bool {
         let any = !self.refused.is_empty();

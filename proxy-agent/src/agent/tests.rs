@@ -240,6 +240,21 @@ async fn a_refused_object_stops_no_other_and_is_tried_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refused_object_that_nobody_wants_any_more_is_forgotten() {
+    let rig = Rig::start(1);
+    rig.kernels[0].with(|k| k.refuse.insert("refused { 10.96.0.1 . tcp . 80 }".into()));
+    rig.fill().await;
+    rig.listed(Kind::Service, &["dns"]).await;
+    settle().await;
+    let before = rig.kernels[0].with(|k| k.commits.len());
+    pass(RETRY.1 * 10).await;
+    assert!(rig.kernels[0].with(|k| k.commits[before..].iter().all(Vec::is_empty)));
+    let quiet = rig.kernels[0].with(|k| k.commits.len());
+    pass(RETRY.1 * 10).await;
+    assert_eq!(rig.kernels[0].with(|k| k.commits.len()), quiet, "it is not tried for ever");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_dataplane_that_fails_starts_over_and_holds_up_no_other() {
     let rig = Rig::start(2);
     rig.kernels[0].with(|k| k.broken = true);
