@@ -315,15 +315,6 @@ impl Lab {
         network::feed(command, &format!("{ruleset}\n"))
     }
 
-    /// Makes a node's connection tracking forget all flows: a datagram from a port that was used before is new again.
-    pub fn forget_flows(&self, node: u8) -> Result<()> {
-        let mut conntrack = Command::new("conntrack");
-        conntrack.arg("-F");
-        let output = self.output_on_node(node, conntrack).context("conntrack, from the package of that name")?;
-        ensure!(output.status.success(), "conntrack -F: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(())
-    }
-
     /// Starts a program in a node's namespace and its host's control group, as a pod with hostNetwork would run: the agent.
     /// Its own connections to virtual IPs are translated as any other's.
     pub fn spawn_on_node(&self, index: u8, command: Command) -> Result<Program> {

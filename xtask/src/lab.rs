@@ -16,7 +16,7 @@ const PACKAGES: [Package; 7] = [
     Package { name: "libmnl-dev", why: "netlink, which libnftnl needs" },
     Package { name: "libnftnl-dev", why: "nftables rules over netlink" },
     Package { name: "iproute2", why: "makes the lab's network namespaces" },
-    Package { name: "conntrack", why: "lets the lab forget flows between two checks" },
+    Package { name: "netbase", why: "names of protocols, for what nft lists" },
     Package { name: "nftables", why: "lists what is programmed, as a check from outside" },
 ];
 

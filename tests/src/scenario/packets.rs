@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::{cell::RefCell, fs, thread};
 
 use anyhow::{Context, Result, anyhow};
@@ -118,13 +119,30 @@ fn observe(lab: &Lab, (source, expectation): Probe) -> Result<Observed> {
             (backends.len() as u64 * if *evenly { PER_BACKEND_EVENLY } else { PER_BACKEND }, *source_kept)
         }
     };
-    let counts = peer.spray(probe.clone(), count).with_context(|| format!("{} of {lab}", source.name))?;
+    let counts = if proto == Proto::Udp || expectation.outcome == Outcome::Untouched {
+        from_own_ports(peer, &probe, count, expectation.flow(source).source)
+    } else {
+        peer.spray(probe.clone(), count)
+    };
+    let counts = counts.with_context(|| format!("{} of {lab}", source.name))?;
     match observed(&counts, expectation.destination, is_node(source) && proto == Proto::Udp) {
         Observed::Backends { backends, evenly, .. } if asked => {
             Ok(Observed::Backends { backends, evenly, source_kept: source_kept(peer, &probe)? })
         }
         other => Ok(other),
     }
+}
+
+/// Probes from ports that nothing else uses, below those that the kernel chooses. Connection tracking remembers what became of a
+/// datagram, and of a connection that nobody answered, for whatever comes from that port later: an expectation is about new flows.
+fn from_own_ports(peer: &Peer, probe: &Connect, count: u64, source: IpAddr) -> Result<Counts> {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let mut counts = Counts::default();
+    for _ in 0..count {
+        let port = 12_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 20_000;
+        counts.add(&peer.probe(probe.clone().from(SocketAddr::new(source, port)))?);
+    }
+    Ok(counts)
 }
 
 /// Whether the backends see the sender's own address.
