@@ -15,8 +15,6 @@ use crate::dataplane::{Dataplane, Refused};
 /// What a round left to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Round {
-    /// Steps that were carried out.
-    pub done: usize,
     /// Objects that the kernel refused and that are still wanted.
     pub refused: usize,
     /// What went out of use before this round may be swept once packets on their way have passed.
@@ -57,14 +55,14 @@ impl<D: Dataplane> Programmed<D> {
         Self { name: name.into(), dataplane, lowering, plan: None, reported: BTreeMap::new() }
     }
 
-    fn carry_out(&mut self, steps: &[StepOf<D::L>]) -> anyhow::Result<usize> {
-        let Some(plan) = &mut self.plan else { return Ok(0) };
+    fn carry_out(&mut self, steps: &[StepOf<D::L>]) -> anyhow::Result<()> {
+        let Some(plan) = &mut self.plan else { return Ok(()) };
         match self.dataplane.commit(steps) {
             Ok(refused) => {
                 let keys = refused.keys().cloned().collect();
                 plan.settle(steps, &keys);
                 self.report(refused);
-                Ok(steps.len() - keys.len())
+                Ok(())
             }
             Err(error) => {
                 self.plan = None;
@@ -124,7 +122,7 @@ impl<D: Dataplane> Programmer for Programmed<D> {
         for step in &steps {
             debug!(dataplane = %self.name, %step);
         }
-        let done = self.carry_out(&steps)?;
+        self.carry_out(&steps)?;
         let Some(plan) = &mut self.plan else { return Ok(Round::default()) };
         let refused = plan.ledger().refused();
         self.reported.retain(|key, _| refused.contains(key));
@@ -132,7 +130,7 @@ impl<D: Dataplane> Programmer for Programmed<D> {
         if refused_before > 0 && refused == 0 {
             info!(dataplane = %self.name, "all that the kernel refused is in place or no longer wanted");
         }
-        Ok(Round { done, refused, sweep: self.sweepable() })
+        Ok(Round { refused, sweep: self.sweepable() })
     }
 
     fn sweep(&mut self, round: u64) -> anyhow::Result<Option<u64>> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use proxy_tests::agent::{Agent, DEADLINE, Mode, Source};
 use proxy_tests::lab::{self, Connect, Lab, LabOptions, Outcome, Proto, Seen, to_mapped};
-use proxy_tests::manifest::{service, slice};
+use proxy_tests::manifest::{save, service, slice};
 use proxy_tests::{expect, lab::Peer};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -39,11 +39,8 @@ impl Rig {
         Ok(rig)
     }
 
-    /// Saves a file as editors do: the folder never holds half of it.
     fn write(&self, name: &str, text: &str) -> Result<()> {
-        let new = self.dir.path().join(format!(".{name}.new"));
-        fs::write(&new, text)?;
-        fs::rename(&new, self.dir.path().join(name)).context("rename")
+        save(&self.dir.path().join(name), text)
     }
 
     fn reaches(&self, to: &str, pods: &[&str]) -> Result<()> {

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::agent::{Agent, DEADLINE, Mode, Source};
 use crate::lab::{Connect, Counts, Lab, LabOptions, Peer, Proto, Seen};
+use crate::manifest::save;
 
 /// The manifests, as they are in the repository.
 const MANIFESTS: [(&str, &str); 3] = [
@@ -78,7 +79,7 @@ pub fn run(mode: Mode, program: Option<PathBuf>, keep: bool) -> Result<()> {
 
     println!("\nAfter pod b1 has become unready (the file is edited while the agent runs):");
     let edited = MANIFESTS[0].1.replace("10.1.1.3], conditions: {ready: true}", "10.1.1.3], conditions: {ready: false}");
-    replace(&dir.path().join("web.yaml"), &edited)?;
+    save(&dir.path().join("web.yaml"), &edited)?;
     for agent in &agents {
         wait_for(&lab, agent, "10.96.0.10", "10.1.1.3", false)?;
     }
@@ -154,13 +155,6 @@ fn holds(lab: &Lab, case: &Case, counts: &Counts) -> Result<bool> {
     let wanted: BTreeSet<IpAddr> = case.pods.iter().map(ips).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
     let reached: BTreeSet<&str> = counts.servers.keys().map(|s| lab.find(&s.ip().to_string()).map(Peer::name)).collect::<Result<_>>()?;
     Ok(counts.failed() == 0 && counts.servers.keys().all(|s| wanted.contains(&s.ip())) && reached.len() == case.pods.len())
-}
-
-/// Saves a file as editors do: the folder never holds half of it.
-fn replace(path: &Path, text: &str) -> Result<()> {
-    let new: PathBuf = path.with_extension("new");
-    fs::write(&new, text).with_context(|| new.display().to_string())?;
-    fs::rename(&new, path).with_context(|| path.display().to_string())
 }
 
 fn stay(lab: &Lab, manifests: &Path) -> Result<()> {

@@ -1,8 +1,19 @@
-//! Manifests for tests, as JSON: Services and EndpointSlices of namespace `default`.
+//! Manifests for tests: how they are saved, and, as JSON, Services and EndpointSlices of namespace `default`.
 
+use std::fs;
 use std::net::IpAddr;
+use std::path::Path;
 
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
+
+/// Saves a file as editors do: the folder never holds half of it.
+pub fn save(path: &Path, text: &str) -> Result<()> {
+    // Hidden, so that nobody takes it for a manifest.
+    let new = path.with_file_name(".new");
+    fs::write(&new, text).with_context(|| new.display().to_string())?;
+    fs::rename(&new, path).with_context(|| path.display().to_string())
+}
 
 /// A Service with one port, `main`.
 pub fn service(name: &str, ip: &str, port: u16, protocol: &str) -> String {

@@ -27,12 +27,10 @@ impl<L: Lowering> Plan<L> {
         Self { lowering, slots, ledger }
     }
 
-    /// Takes the routes of a Service in. Returns how many objects it has.
-    pub fn update(&mut self, name: &ObjectName, forwarding: &Forwarding) -> usize {
+    /// Takes the routes of a Service in.
+    pub fn update(&mut self, name: &ObjectName, forwarding: &Forwarding) {
         let objects = self.lowering.service(name, &forwarding.routes(name), &mut self.slots);
-        let count = objects.len();
         self.ledger.want(name, objects);
-        count
     }
 
     /// What is to be done now, in an order in which every prefix is safe.

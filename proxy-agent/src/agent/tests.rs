@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex};
 
 use proxy_core::input::{convert_endpoint_slice, convert_service, object};
-use proxy_core::ledger::Step;
 use proxy_core::lower::nft::{Key, Nft, Value};
 use proxy_core::lower::{ObjectsOf, StepOf};
 use proxy_core::model::Family;
@@ -61,11 +60,7 @@ impl Dataplane for Fake {
                     refused.insert(*step.key(), "made to refuse".into());
                     continue;
                 }
-                match step {
-                    Step::Add(key, value) => assert!(k.objects.insert(*key, value.clone()).is_none(), "{step}: is there already"),
-                    Step::Replace(key, value, old) => assert_eq!(k.objects.insert(*key, value.clone()).as_ref(), Some(old), "{step}"),
-                    Step::Delete(key, old) => assert_eq!(k.objects.remove(key).as_ref(), Some(old), "{step}"),
-                }
+                assert!(step.apply(&mut k.objects), "{step}: the kernel holds something else");
             }
             Ok(refused)
         })

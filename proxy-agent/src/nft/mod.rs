@@ -49,11 +49,6 @@ impl NftTable {
         bail!("nf_tables ({family}) refuses the table that Services need: {reason}")
     }
 
-    /// The name of the packet's field that carries the class between two lookups.
-    pub fn scratch(&self) -> String {
-        self.layout.scratch.to_string()
-    }
-
     fn open_with(family: Family, scratch: Scratch) -> anyhow::Result<Result<Self, Failure>> {
         let mut table = Self { layout: Layout { family, scratch }, socket: Socket::open()? };
         let first = table.socket.take_seq(1024);

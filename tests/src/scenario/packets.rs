@@ -16,6 +16,7 @@ use super::simulated::Model;
 use super::{Executor, Host, Manifest, Observed, Outcome};
 use crate::agent::{Agent, DEADLINE, Mode, Source};
 use crate::lab::{Connect, Counts, Lab, LabOptions, Peer, Proto};
+use crate::manifest::save;
 
 /// Long for a lab on one machine; short enough to see soon that an untranslated address leads to nothing.
 const TIMEOUT_MS: u64 = 500;
@@ -95,16 +96,13 @@ impl<'a> Packets<'a> {
         self.dir.path().join(format!("{kind:?}-{name}.yaml"))
     }
 
-    /// Saves a file as editors do: the folder never holds half of it.
     fn write(&mut self, manifest: &Manifest) -> Result<()> {
         let path = manifest.object.name().map(|name| self.path(manifest.object.kind(), &name));
         let path = path.unwrap_or_else(|| {
             self.nameless += 1;
             self.dir.path().join(format!("nameless-{}.yaml", self.nameless))
         });
-        let new = self.dir.path().join(".new");
-        fs::write(&new, &manifest.text)?;
-        fs::rename(&new, &path).with_context(|| path.display().to_string())
+        save(&path, &manifest.text)
     }
 }
 
