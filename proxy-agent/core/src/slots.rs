@@ -8,23 +8,22 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::model::{Family, ObjectName, Protocol};
+use crate::model::{Frontend, ObjectName};
 
-/// One family of a port of a Service.
+/// A frontend of a port of a Service. Were a number shared by frontends, one that goes to another number or Service would meet
+/// the backends that its former number is given in the same change.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PortKey {
     /// Name of the port.
     pub name: Arc<str>,
-    /// Its protocol.
-    pub protocol: Protocol,
-    /// The family.
-    pub family: Family,
+    /// The frontend.
+    pub frontend: Frontend,
 }
 
-/// The slots of one family of a Service port.
+/// The slots of one frontend of a Service port.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Seat {
-    /// The number of this Service port and family in the kernel, never 0. A number that was given up is not soon given again.
+    /// The number of this Service port and frontend in the kernel, never 0. A number that was given up is not soon given again.
     pub id: u32,
     /// The backend in each slot.
     pub slots: Vec<SocketAddr>,

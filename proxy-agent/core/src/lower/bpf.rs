@@ -10,7 +10,7 @@ use proxy_abi as abi;
 use super::{Lowering, ObjectsOf, StepOf, seat};
 use crate::forward::{Flow, Route, Verdict};
 use crate::ledger::{Objects, Step};
-use crate::model::{Family, Frontend, ObjectName, Protocol, ServicePortName};
+use crate::model::{Frontend, ObjectName, Protocol, ServicePortName};
 use crate::slots::{Observed, PortKey, Slots};
 use crate::view::{ServiceView, Views};
 
@@ -86,7 +86,7 @@ impl Lowering for Bpf {
         let mut seats = BTreeMap::new();
         for (frontend, value) in frontends(objects) {
             let Some(port) = port_name(objects, value.service, frontend.protocol) else { continue };
-            let key = PortKey { name: port.port, protocol: frontend.protocol, family: Family::of(frontend.ip) };
+            let key = PortKey { name: port.port, frontend };
             let slots = slots(objects, value.service).map(|(slot, backend)| (slot, from_addr(backend)));
             seats.entry((port.service, key)).or_insert_with(|| (value.service, slots.collect()));
         }

@@ -8,7 +8,7 @@ use std::fmt::{Debug, Display};
 
 use crate::forward::{Flow, Route, Verdict};
 use crate::ledger::{Objects, Step};
-use crate::model::{Family, Frontend, ObjectName};
+use crate::model::{Frontend, ObjectName};
 use crate::slots::{Observed, PortKey, Seat, Slots};
 use crate::view::ServiceView;
 
@@ -49,7 +49,7 @@ pub trait Lowering: Debug + Send {
     fn view(objects: &ObjectsOf<Self>) -> Vec<ServiceView>;
 }
 
-/// Seats the backends of a Service's routes. The frontends come with the seat of their Service port and family.
+/// Seats the backends of a Service's routes. The frontends come with the seat of their own.
 fn seat<'a>(
     name: &ObjectName,
     routes: impl Iterator<Item = &'a (Frontend, Route)>,
@@ -71,5 +71,5 @@ fn seat<'a>(
 }
 
 fn port_key(frontend: &Frontend, route: &Route) -> PortKey {
-    PortKey { name: route.port.port.clone(), protocol: frontend.protocol, family: Family::of(frontend.ip) }
+    PortKey { name: route.port.port.clone(), frontend: *frontend }
 }

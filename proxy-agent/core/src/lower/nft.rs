@@ -105,7 +105,7 @@ impl Lowering for Nft {
         let mut seats = BTreeMap::new();
         for (frontend, label, count) in elements(objects) {
             let Some(port) = ServicePortName::from_label(label, frontend.protocol) else { continue };
-            let key = PortKey { name: port.port, protocol: frontend.protocol, family: Family::of(frontend.ip) };
+            let key = PortKey { name: port.port, frontend };
             let slots = slots(objects, frontend, count).map(|(slot, backend)| (slot, SocketAddr::new(backend.ip, backend.port)));
             // Numbers name nothing in this dataplane; any distinct ones will do.
             let id = seats.len() as u32 + 1;

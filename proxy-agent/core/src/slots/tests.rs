@@ -2,6 +2,7 @@ use proptest::collection::btree_set;
 use proptest::prelude::*;
 
 use super::*;
+use crate::model::{Frontend, Protocol};
 
 fn addr(port: u16) -> SocketAddr {
     SocketAddr::from(([10, 1, 0, 1], port))
@@ -16,7 +17,7 @@ fn service(name: &str) -> ObjectName {
 }
 
 fn key(name: &str) -> PortKey {
-    PortKey { name: name.into(), protocol: Protocol::Tcp, family: Family::V4 }
+    PortKey { name: name.into(), frontend: Frontend { ip: [10, 96, 0, 1].into(), port: 80, protocol: Protocol::Tcp } }
 }
 
 #[test]
