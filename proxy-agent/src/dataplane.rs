@@ -18,6 +18,11 @@ pub trait Dataplane: Send {
     /// Carries the steps out in their order. An error says that nothing is known of any of them: observe again.
     fn commit(&mut self, steps: &[StepOf<Self::L>]) -> anyhow::Result<Refused<Self::L>>;
 
+    /// Everything that is wanted is in place for the first time: what served until then, of another layout, may go.
+    fn filled(&mut self) -> anyhow::Result<()> {
+        Ok(())
+    }
+
     /// Leaves no trace.
     fn remove(&mut self) -> anyhow::Result<()>;
 }

@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use anyhow::{Context, ensure};
 use clap::ValueEnum;
-use proxy_core::view::{Address, ServiceView};
+use proxy_core::model::Address;
+use proxy_core::view::ServiceView;
 use serde::Serialize;
 
 use crate::cli::Mode;

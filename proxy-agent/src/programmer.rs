@@ -9,9 +9,13 @@ use proxy_core::forward::Forwarding;
 use proxy_core::lower::StepOf;
 use proxy_core::model::ObjectName;
 use proxy_core::plan::Plan;
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, trace};
 
 use crate::dataplane::{Dataplane, Refused};
+
+/// So many Services are taken in and committed at once at the start: what is on its way to the kernel takes memory, and the first
+/// ones need not wait for the last.
+const AT_ONCE: usize = 1024;
 
 /// What a round left to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -48,16 +52,45 @@ pub struct Programmed<D: Dataplane> {
     plan: Option<Plan<D::L>>,
     /// The reasons that were reported, so that each is reported once.
     reported: Refused<D::L>,
+    /// Everything that is wanted has been in place.
+    filled: bool,
 }
 
 impl<D: Dataplane> Programmed<D> {
     /// Nothing is read or written yet.
     pub fn new(name: impl Into<String>, dataplane: D, lowering: fn() -> D::L) -> Self {
-        Self { name: name.into(), dataplane, lowering, plan: None, reported: BTreeMap::new() }
+        Self { name: name.into(), dataplane, lowering, plan: None, reported: BTreeMap::new(), filled: false }
+    }
+
+    /// Brings the kernel in line for the first time, or after it is not known what it holds.
+    fn start(&mut self, forwarding: &Forwarding) -> anyhow::Result<()> {
+        let observed = self.dataplane.observe().with_context(|| format!("{}: cannot be read back", self.name))?;
+        let plan = self.plan.insert(Plan::new((self.lowering)(), observed));
+        let mut names: Vec<&ObjectName> = forwarding.services().collect();
+        names.sort_unstable_by_key(|name| (rank(name), *name));
+        let at_once = if plan.is_gradual() { AT_ONCE } else { usize::MAX };
+        for names in names.chunks(at_once) {
+            self.commit(|plan| plan.update(names.iter().copied(), forwarding))?;
+        }
+        self.commit(Plan::complete)
+    }
+
+    /// Changes the plan and carries out what is due.
+    fn commit(&mut self, change: impl FnOnce(&mut Plan<D::L>)) -> anyhow::Result<()> {
+        let Some(plan) = &mut self.plan else { return Ok(()) };
+        change(plan);
+        let steps = plan.due();
+        for step in &steps {
+            trace!(dataplane = %self.name, %step);
+        }
+        self.carry_out(&steps)
     }
 
     fn carry_out(&mut self, steps: &[StepOf<D::L>]) -> anyhow::Result<()> {
         let Some(plan) = &mut self.plan else { return Ok(()) };
+        if steps.is_empty() {
+            return Ok(());
+        }
         let start = Instant::now();
         match self.dataplane.commit(steps) {
             Ok(refused) => {
@@ -88,7 +121,7 @@ impl<D: Dataplane> Programmed<D> {
         let fresh: Vec<_> = refused.into_iter().filter(|(key, why)| self.reported.get(key) != Some(why)).collect();
         for (i, (key, why)) in fresh.iter().enumerate() {
             if i < DETAILED {
-                let owners: Vec<String> = plan.ledger().owners_of(key).into_iter().map(ToString::to_string).collect();
+                let owners: Vec<String> = plan.owners_of(key).into_iter().map(ToString::to_string).collect();
                 error!(dataplane = %self.name, object = %key, services = %owners.join(", "), "the kernel refuses it: {why}; it is tried again");
             }
         }
@@ -99,41 +132,41 @@ impl<D: Dataplane> Programmed<D> {
     }
 }
 
+/// What others wait for comes first: the API server, by which everything starts, and the cluster's own Services, such as DNS.
+fn rank(name: &ObjectName) -> u8 {
+    match (&*name.namespace, &*name.name) {
+        ("default", "kubernetes") => 0,
+        ("kube-system", _) => 1,
+        _ => 2,
+    }
+}
+
 impl<D: Dataplane> Programmer for Programmed<D> {
     fn name(&self) -> &str {
         &self.name
     }
 
     fn sync(&mut self, forwarding: &Forwarding, touched: &BTreeSet<ObjectName>, retry: bool) -> anyhow::Result<Round> {
-        let mut refused_before = 0;
-        if let Some(plan) = &mut self.plan {
-            for name in touched {
-                plan.update(name, forwarding);
-            }
-            refused_before = self.reported.len();
-            if retry && plan.ledger().retry() {
-                debug!(dataplane = %self.name, "trying again what the kernel refused");
-            }
-        } else {
-            let observed = self.dataplane.observe().with_context(|| format!("{}: cannot be read back", self.name))?;
-            let mut plan = Plan::new((self.lowering)(), observed);
-            for name in forwarding.services() {
-                plan.update(name, forwarding);
-            }
-            self.plan = Some(plan);
+        let refused_before = self.reported.len();
+        match &mut self.plan {
+            None => self.start(forwarding)?,
+            Some(_) => self.commit(|plan| {
+                plan.update(touched, forwarding);
+                if retry && plan.ledger().retry() {
+                    debug!("trying again what the kernel refused");
+                }
+            })?,
         }
-        let Some(plan) = &mut self.plan else { return Ok(Round::default()) };
-        let steps = plan.due();
-        for step in &steps {
-            debug!(dataplane = %self.name, %step);
-        }
-        self.carry_out(&steps)?;
         let Some(plan) = &mut self.plan else { return Ok(Round::default()) };
         let refused = plan.ledger().refused();
         self.reported.retain(|key, _| refused.contains(key));
         let refused = refused.len();
         if refused_before > 0 && refused == 0 {
             info!(dataplane = %self.name, "all that the kernel refused is in place or no longer wanted");
+        }
+        if refused == 0 && !self.filled {
+            self.dataplane.filled().with_context(|| self.name.clone())?;
+            self.filled = true;
         }
         Ok(Round { refused, sweep: self.sweepable() })
     }

@@ -1,12 +1,11 @@
 //! What becomes of a packet: frontends, the routes behind them, and [`Forwarding::decide`], the meaning of the product that
 //! every dataplane is held to.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
 use crate::cluster::{Cluster, Kind};
-use crate::model::{Change, EndpointState, Family, Frontend, ObjectName, Protocol, ServicePort, ServicePortName};
+use crate::model::{Address, Change, EndpointState, Family, Frontend, ObjectName, Protocol, ServicePort, ServicePortName};
 
 /// Everything that a packet to a frontend needs.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -14,7 +13,7 @@ pub struct Route {
     /// The Service port that the frontend belongs to.
     pub port: ServicePortName,
     /// Usable backends, sorted. Empty: connections are rejected (ERR-01).
-    pub backends: Arc<[SocketAddr]>,
+    pub backends: Vec<Address>,
 }
 
 /// A new connection, or a datagram of no known flow.
@@ -94,7 +93,7 @@ impl Forwarding {
         let Some(service) = self.cluster.service(name) else { return Vec::new() };
         let mut routes = Vec::with_capacity(service.ports.len() * service.cluster_ips.len());
         for port in service.ports.iter().filter(|port| is_served(port)) {
-            for &ip in &service.cluster_ips {
+            for &ip in &*service.cluster_ips {
                 let frontend = Frontend { ip, port: port.port, protocol: port.protocol };
                 if self.winner(&frontend) == Some(name) {
                     routes.push((frontend, self.route(name, port, Family::of(ip))));
@@ -117,7 +116,7 @@ impl Forwarding {
         let mut ports = self.cluster.service(name).into_iter().flat_map(|service| service.ports.iter());
         let port = ports.find(|port| port.port == frontend.port && port.protocol == frontend.protocol);
         let backends = port.map(|port| usable(self.endpoints(name, port, Family::of(frontend.ip))));
-        backends.map_or(Verdict::Untouched, |backends| Verdict::to(backends.iter().copied()))
+        backends.map_or(Verdict::Untouched, |backends| Verdict::to(backends.into_iter().map(SocketAddr::from)))
     }
 
     fn route(&self, name: &ObjectName, port: &ServicePort, family: Family) -> Route {
@@ -126,12 +125,12 @@ impl Forwarding {
     }
 
     /// The endpoints of a Service port (EP-04, EP-05), as often as slices have them.
-    fn endpoints(&self, name: &ObjectName, port: &ServicePort, family: Family) -> impl Iterator<Item = (SocketAddr, EndpointState)> {
+    fn endpoints(&self, name: &ObjectName, port: &ServicePort, family: Family) -> impl Iterator<Item = (Address, EndpointState)> {
         self.cluster.slices(name).flat_map(move |slice| {
             let ports = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
             ports.flat_map(move |p| {
                 let endpoints = slice.endpoints.iter().filter(move |e| Family::of(e.ip) == family);
-                endpoints.map(move |e| (SocketAddr::new(e.ip, p.port), e.state))
+                endpoints.map(move |e| (Address { ip: e.ip, port: p.port }, e.state))
             })
         })
     }
@@ -185,13 +184,12 @@ fn is_served(port: &ServicePort) -> bool {
 }
 
 /// The usable ones among the copies of endpoints, sorted and each once (EP-09, EP-12, EP-14, EP-15, EP-16).
-fn usable(endpoints: impl Iterator<Item = (SocketAddr, EndpointState)>) -> Arc<[SocketAddr]> {
-    let mut states = BTreeMap::new();
-    for (endpoint, state) in endpoints {
-        let known = states.entry(endpoint).or_insert(state);
-        *known = state.max(*known);
-    }
-    let any_ready = states.values().any(|state| state.is_ready());
+fn usable(endpoints: impl Iterator<Item = (Address, EndpointState)>) -> Vec<Address> {
+    let mut states: Vec<(Address, EndpointState)> = endpoints.collect();
+    // Of several copies the greatest state counts: it comes first.
+    states.sort_unstable_by(|(a, s), (b, t)| a.cmp(b).then(t.cmp(s)));
+    states.dedup_by_key(|(address, _)| *address);
+    let any_ready = states.iter().any(|(_, state)| state.is_ready());
     let wanted = |state: EndpointState| if any_ready { state.is_ready() } else { state == EndpointState::Draining };
-    states.iter().filter(|&(_, &state)| wanted(state)).map(|(&endpoint, _)| endpoint).collect()
+    states.into_iter().filter(|(_, state)| wanted(*state)).map(|(address, _)| address).collect()
 }

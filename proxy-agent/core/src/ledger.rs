@@ -1,5 +1,8 @@
-//! Who wants which object, desired against believed: one map of entries with a state. Yields what is left to do as steps and
-//! learns from what became of them.
+//! Who wants which object, desired against believed: yields what is left to do as steps and learns from what became of them.
+//!
+//! Only what differs is kept here. An object that is wanted and that the kernel holds has no entry: it follows from what its
+//! Service was given, which whoever speaks to the ledger knows, and names when it changes. So memory follows what is to be done,
+//! not the size of the cluster.
 //!
 //! An object that several Services want goes when the last of them lets it go. An object that may still be read by packets on
 //! their way *lingers*: it is deleted by a later [`sweep`](Ledger::sweep), if nobody wants it again before.
@@ -7,10 +10,8 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
-
-use crate::model::ObjectName;
 
 /// Objects by key.
 pub type Objects<K, V> = BTreeMap<K, V>;
@@ -64,114 +65,160 @@ impl<K: fmt::Display, V: fmt::Display> fmt::Display for Step<K, V> {
     }
 }
 
-#[derive(Debug)]
-struct Entry<V> {
-    /// How many Services want it.
-    owners: u32,
-    state: State<V>,
-}
-
+/// What is wanted of an object, and what the kernel is believed to hold.
 #[derive(Debug)]
 enum State<V> {
-    /// Desired and believed.
+    /// Desired and believed. Only while steps are under way: what they will have done is not known yet.
     Held(V),
     /// Desired; the kernel holds nothing.
     Missing(V),
-    /// Desired (first); the kernel holds another (second). Boxed: rare, and the map is large.
-    Differs(Box<(V, V)>),
+    /// Desired (first); the kernel holds another (second).
+    Differs(V, V),
     /// The kernel holds it and nobody wants it, since this round.
     Unwanted(V, u64),
+    /// Not desired, and the kernel holds nothing. Only while steps are under way.
+    Absent,
 }
 
-/// The objects of one dataplane.
+/// What one dataplane has still to do.
 #[derive(Debug)]
 pub struct Ledger<K, V> {
-    entries: BTreeMap<K, Entry<V>>,
-    /// The keys that each Service wants, sorted.
-    wanted: HashMap<ObjectName, Box<[K]>>,
-    /// Keys whose entry may not be held.
+    /// What was observed at the start and nobody has asked for yet.
+    found: Objects<K, V>,
+    /// Objects of which something is left to do, now or later.
+    open: BTreeMap<K, State<V>>,
+    /// How many Services want each of the keys that several may want.
+    owners: BTreeMap<K, usize>,
+    /// Keys of `open` that are due.
     dirty: BTreeSet<K>,
     /// Keys that became unwanted and linger, with the round in which they did; some may be wanted again.
     lingering: VecDeque<(u64, K)>,
     /// Keys that the kernel refused: left alone until they change or [`retry`](Self::retry).
     refused: BTreeSet<K>,
-    lingers: fn(&K) -> bool,
+    /// Keys of `open` that go from there when the steps under way are settled, unless that leaves something to do.
+    settled: Vec<K>,
+    under_way: bool,
+    kinds: Kinds<K>,
     round: u64,
 }
 
+/// What there is to know about keys.
+#[derive(Clone, Copy, Debug)]
+pub struct Kinds<K> {
+    /// Whether packets on their way may still look for an object after it went out of use: it is not deleted at once.
+    pub lingers: fn(&K) -> bool,
+    /// Whether several Services may want the key. They want the same value.
+    pub is_shared: fn(&K) -> bool,
+}
+
 impl<K: Ord + Clone, V: Eq + Clone> Ledger<K, V> {
-    /// A ledger that starts from what the kernel holds. `lingers` tells which keys are not deleted at once.
-    pub fn new(observed: Objects<K, V>, lingers: fn(&K) -> bool) -> Self {
-        let dirty = observed.keys().filter(|k| !lingers(k)).cloned().collect();
-        let lingering = observed.keys().filter(|k| lingers(k)).map(|k| (0, k.clone())).collect();
-        let entries = observed.into_iter().map(|(key, value)| (key, Entry { owners: 0, state: State::Unwanted(value, 0) }));
-        Self { entries: entries.collect(), wanted: HashMap::new(), dirty, lingering, refused: BTreeSet::new(), lingers, round: 0 }
-    }
-
-    /// Says what a Service wants, instead of what it wanted before. Services that want one key want the same value.
-    pub fn want(&mut self, owner: &ObjectName, objects: Objects<K, V>) {
-        let before = self.wanted.remove(owner).unwrap_or_default();
-        for key in before.iter().filter(|key| !objects.contains_key(key)) {
-            self.let_go(key);
-        }
-        let keys: Box<[K]> = objects.keys().cloned().collect();
-        for (key, value) in objects {
-            let newly = before.binary_search(&key).is_err();
-            self.desire(key, value, newly);
-        }
-        if !keys.is_empty() {
-            self.wanted.insert(owner.clone(), keys);
+    /// A ledger that starts from what the kernel holds. Nothing of that is deleted before [`disown`](Self::disown).
+    pub fn new(observed: Objects<K, V>, kinds: Kinds<K>) -> Self {
+        Self {
+            found: observed,
+            open: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            lingering: VecDeque::new(),
+            refused: BTreeSet::new(),
+            settled: Vec::new(),
+            under_way: false,
+            kinds,
+            round: 0,
         }
     }
 
-    fn desire(&mut self, key: K, value: V, newly: bool) {
-        let Some(entry) = self.entries.get_mut(&key) else {
-            self.refused.remove(&key);
-            self.dirty.insert(key.clone());
-            self.entries.insert(key, Entry { owners: 1, state: State::Missing(value) });
-            return;
-        };
-        entry.owners += u32::from(newly);
-        let unchanged = match &entry.state {
-            State::Held(known) | State::Missing(known) => *known == value,
-            State::Differs(both) => both.0 == value,
-            State::Unwanted(..) => false,
-        };
-        if unchanged {
-            return;
+    /// Says what some Services want, all that changes at once: what they wanted `before` and what they want `after`. Both are
+    /// sorted by key, with a key as often as Services want it. A key that passes from one Service to another is in both.
+    pub fn exchange(&mut self, before: Vec<(K, V)>, after: Vec<(K, V)>) {
+        let (mut before, mut after) = (before.into_iter().peekable(), after.into_iter().peekable());
+        loop {
+            let key = match (before.peek(), after.peek()) {
+                (Some((b, _)), Some((a, _))) => b.min(a),
+                (Some((key, _)), None) | (None, Some((key, _))) => key,
+                (None, None) => return,
+            };
+            let key = key.clone();
+            let of_key = |list: &mut std::iter::Peekable<std::vec::IntoIter<(K, V)>>| {
+                let first = list.next_if(|(k, _)| *k == key).map(|(_, value)| value);
+                let more = std::iter::from_fn(|| list.next_if(|(k, _)| *k == key)).count();
+                (usize::from(first.is_some()) + more, first)
+            };
+            let ((fewer, old), (more, new)) = (of_key(&mut before), of_key(&mut after));
+            let owned = if (self.kinds.is_shared)(&key) { self.owners(&key, fewer, more) } else { [fewer > 0, more > 0] };
+            match (owned, old, new) {
+                ([true, false], Some(old), _) => self.let_go(key, old),
+                ([false, true], _, Some(new)) => self.desire(key, None, new),
+                ([true, true], Some(old), Some(new)) if old != new => self.desire(key, Some(old), new),
+                _ => {}
+            }
         }
-        entry.state = State::wanted(value, entry.believed());
+    }
+
+    /// Counts the owners of a key: whether there were any, and whether there are.
+    fn owners(&mut self, key: &K, fewer: usize, more: usize) -> [bool; 2] {
+        let before = self.owners.get(key).copied().unwrap_or(0);
+        let after = (before + more).saturating_sub(fewer);
+        if after == 0 {
+            self.owners.remove(key);
+        } else {
+            self.owners.insert(key.clone(), after);
+        }
+        [before > 0, after > 0]
+    }
+
+    /// Somebody wants `value`; `old` is what was wanted and, without an entry that says otherwise, is held.
+    fn desire(&mut self, key: K, old: Option<V>, value: V) {
+        let believed = match self.open.get(&key) {
+            Some(state) => state.believed().cloned(),
+            None => old.or_else(|| self.found.remove(&key)),
+        };
         self.refused.remove(&key);
-        self.dirty.insert(key);
+        self.put(key, State::wanted(value, believed));
     }
 
-    fn let_go(&mut self, key: &K) {
-        let Some(entry) = self.entries.get_mut(key) else { return };
-        entry.owners = entry.owners.saturating_sub(1);
-        if entry.owners > 0 {
-            return;
+    /// Nobody wants it any more; without an entry that says otherwise, the kernel holds `old`.
+    fn let_go(&mut self, key: K, old: V) {
+        self.refused.remove(&key);
+        let believed = self.open.get(&key).map_or(Some(old), |state| state.believed().cloned());
+        let state = believed.map_or(State::Absent, |believed| State::Unwanted(believed, self.round));
+        self.put(key, state);
+    }
+
+    /// Enters a state, and when something is to be done about it.
+    fn put(&mut self, key: K, state: State<V>) {
+        match &state {
+            State::Held(_) | State::Absent => {
+                self.dirty.remove(&key);
+                if !self.under_way {
+                    self.open.remove(&key);
+                    return;
+                }
+                self.settled.push(key.clone());
+            }
+            State::Unwanted(_, since) if (self.kinds.lingers)(&key) => {
+                self.dirty.remove(&key);
+                self.lingering.push_back((*since, key.clone()));
+            }
+            State::Missing(_) | State::Differs(..) | State::Unwanted(..) => drop(self.dirty.insert(key.clone())),
         }
-        self.refused.remove(key);
-        match entry.believed().cloned() {
-            None => {
-                self.entries.remove(key);
-                self.dirty.remove(key);
-            }
-            Some(believed) => {
-                entry.state = State::Unwanted(believed, self.round);
-                self.discard(key);
-            }
+        self.open.insert(key, state);
+    }
+
+    /// All Services have been told of: what was observed and nobody wants may go.
+    pub fn disown(&mut self) {
+        for (key, value) in std::mem::take(&mut self.found) {
+            self.put(key, State::Unwanted(value, self.round));
         }
     }
 
-    /// What is left to do now, in the order of keys. Ends a round.
+    /// What is left to do now, in the order of keys. Ends a round. Steps are settled before the next are asked for.
     pub fn due(&mut self) -> Vec<Step<K, V>> {
         self.round += 1;
-        let dirty = std::mem::take(&mut self.dirty);
-        let steps: Vec<_> = dirty.iter().filter_map(|key| self.entries.get(key)?.step(key)).collect();
-        // Held again without ever being written: nothing to wait for. The others stay until settled.
-        self.dirty = steps.iter().map(|step| step.key().clone()).collect();
-        steps.into_iter().filter(|step| !self.refused.contains(step.key())).collect()
+        let dirty = self.dirty.iter().filter(|key| !self.refused.contains(key));
+        let steps: Vec<_> = dirty.filter_map(|key| self.open.get(key)?.step(key)).collect();
+        self.under_way |= !steps.is_empty();
+        steps
     }
 
     /// The round that is under way; what became unwanted before it may be swept once packets on their way have passed.
@@ -188,69 +235,53 @@ impl<K: Ord + Clone, V: Eq + Clone> Ledger<K, V> {
     pub fn sweep(&mut self, round: u64) -> Vec<Step<K, V>> {
         let mut steps = Vec::new();
         while let Some((since, key)) = self.lingering.pop_front_if(|(since, _)| *since < round) {
-            let still = self.entries.get(&key).filter(|e| matches!(e.state, State::Unwanted(_, s) if s == since));
+            let still = self.open.get(&key).filter(|state| matches!(state, State::Unwanted(_, s) if *s == since));
             // A key that was wanted and let go again within a round is here twice.
-            if let Some(step) = still.and_then(|entry| entry.step(&key))
+            if let Some(step) = still.and_then(|state| state.step(&key))
                 && self.dirty.insert(key)
             {
                 steps.push(step);
             }
         }
+        self.under_way |= !steps.is_empty();
         steps
     }
 
     /// Learns what became of steps: all are done but those whose keys are in `refused`. What is wanted may have changed since the
     /// steps were due; what that leaves to do is due next.
     pub fn settle(&mut self, steps: &[Step<K, V>], refused: &BTreeSet<K>) {
+        self.under_way = false;
         for step in steps {
             let key = step.key();
             if refused.contains(key) {
                 // What has changed since has not been refused yet.
-                if self.entries.get(key).and_then(|entry| entry.step(key)).is_some_and(|now| now == *step) {
+                if self.open.get(key).and_then(|state| state.step(key)).is_some_and(|now| now == *step) {
                     self.refused.insert(key.clone());
                 }
                 continue;
             }
             self.refused.remove(key);
-            self.dirty.remove(key);
             match step {
                 Step::Delete(..) => self.learn(key, None),
                 Step::Add(_, value) | Step::Replace(_, value, _) => self.learn(key, Some(value)),
+            }
+        }
+        for key in std::mem::take(&mut self.settled) {
+            if matches!(self.open.get(&key), Some(State::Held(_) | State::Absent)) {
+                self.open.remove(&key);
             }
         }
     }
 
     /// The kernel holds `held` under `key`.
     fn learn(&mut self, key: &K, held: Option<&V>) {
-        let desired = self.entries.get(key).and_then(Entry::desired).cloned();
-        match (desired, held) {
-            (Some(desired), held) => {
-                let state = State::wanted(desired, held);
-                if !matches!(state, State::Held(_)) {
-                    self.dirty.insert(key.clone());
-                }
-                if let Some(entry) = self.entries.get_mut(key) {
-                    entry.state = state;
-                }
-            }
-            (None, None) => {
-                self.entries.remove(key);
-            }
-            (None, Some(held)) => {
-                self.entries.insert(key.clone(), Entry { owners: 0, state: State::Unwanted(held.clone(), self.round) });
-                self.discard(key);
-            }
-        }
-    }
-
-    /// Sees to it that an unwanted object is deleted: at the next [`due`](Self::due), or by a later [`sweep`](Self::sweep).
-    fn discard(&mut self, key: &K) {
-        if (self.lingers)(key) {
-            self.dirty.remove(key);
-            self.lingering.push_back((self.round, key.clone()));
-        } else {
-            self.dirty.insert(key.clone());
-        }
+        let Some(state) = self.open.get(key) else { return };
+        let state = match (state.desired(), held) {
+            (Some(desired), held) => State::wanted(desired.clone(), held.cloned()),
+            (None, Some(held)) => State::Unwanted(held.clone(), self.round),
+            (None, None) => State::Absent,
+        };
+        self.put(key.clone(), state);
     }
 
     /// What the kernel refused and is still wanted, or unwanted and still there.
@@ -265,60 +296,48 @@ impl<K: Ord + Clone, V: Eq + Clone> Ledger<K, V> {
         any
     }
 
-    /// The keys that a Service wants.
-    pub fn wanted_by(&self, owner: &ObjectName) -> &[K] {
-        self.wanted.get(owner).map_or(&[], |keys| keys)
-    }
-
-    /// The Services that want a key, by a walk over all: for reports.
-    pub fn owners_of(&self, key: &K) -> Vec<&ObjectName> {
-        self.wanted.iter().filter(|(_, keys)| keys.binary_search(key).is_ok()).map(|(owner, _)| owner).collect()
-    }
-
-    /// Everything that is wanted.
-    pub fn desired(&self) -> Objects<K, V> {
-        self.entries.iter().filter_map(|(key, entry)| Some((key.clone(), entry.desired()?.clone()))).collect()
-    }
-
-    /// Everything that the kernel is believed to hold.
-    pub fn believed(&self) -> Objects<K, V> {
-        self.entries.iter().filter_map(|(key, entry)| Some((key.clone(), entry.believed()?.clone()))).collect()
+    /// What the kernel is believed to hold, given everything that is `desired`.
+    pub fn believed(&self, mut desired: Objects<K, V>) -> Objects<K, V> {
+        desired.extend(self.found.clone());
+        for (key, state) in &self.open {
+            match state.believed() {
+                Some(believed) => desired.insert(key.clone(), believed.clone()),
+                None => desired.remove(key),
+            };
+        }
+        desired
     }
 }
 
 impl<V: Eq + Clone> State<V> {
     /// The state of what is desired where the kernel holds `believed`.
-    fn wanted(desired: V, believed: Option<&V>) -> Self {
+    fn wanted(desired: V, believed: Option<V>) -> Self {
         match believed {
-            Some(believed) if *believed == desired => State::Held(desired),
-            Some(believed) => State::Differs(Box::new((desired, believed.clone()))),
+            Some(believed) if believed == desired => State::Held(desired),
+            Some(believed) => State::Differs(desired, believed),
             None => State::Missing(desired),
         }
     }
-}
 
-impl<V: Clone> Entry<V> {
     fn desired(&self) -> Option<&V> {
-        match &self.state {
-            State::Held(value) | State::Missing(value) => Some(value),
-            State::Differs(both) => Some(&both.0),
-            State::Unwanted(..) => None,
+        match self {
+            State::Held(value) | State::Missing(value) | State::Differs(value, _) => Some(value),
+            State::Unwanted(..) | State::Absent => None,
         }
     }
 
     fn believed(&self) -> Option<&V> {
-        match &self.state {
-            State::Held(value) | State::Unwanted(value, _) => Some(value),
-            State::Differs(both) => Some(&both.1),
-            State::Missing(_) => None,
+        match self {
+            State::Held(value) | State::Unwanted(value, _) | State::Differs(_, value) => Some(value),
+            State::Missing(_) | State::Absent => None,
         }
     }
 
     fn step<K: Clone>(&self, key: &K) -> Option<Step<K, V>> {
-        match &self.state {
-            State::Held(_) => None,
+        match self {
+            State::Held(_) | State::Absent => None,
             State::Missing(value) => Some(Step::Add(key.clone(), value.clone())),
-            State::Differs(both) => Some(Step::Replace(key.clone(), both.0.clone(), both.1.clone())),
+            State::Differs(desired, believed) => Some(Step::Replace(key.clone(), desired.clone(), believed.clone())),
             State::Unwanted(value, _) => Some(Step::Delete(key.clone(), value.clone())),
         }
     }

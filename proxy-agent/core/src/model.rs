@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use serde::Serialize;
+
 /// Namespace and name of a Service or EndpointSlice. Ordered by namespace, then name.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectName {
@@ -130,7 +132,7 @@ pub struct ServicePortName {
 impl ServicePortName {
     /// `namespace/name:port`, or `namespace/name` for a port without a name: the form that is stored in the kernel.
     pub fn label(&self) -> String {
-        if self.port.is_empty() { self.service.to_string() } else { format!("{}:{}", self.service, self.port) }
+        label(&self.service, &self.port)
     }
 
     /// The inverse of [`label`](Self::label); the protocol is told by the frontend beside it.
@@ -139,6 +141,12 @@ impl ServicePortName {
         let (name, port) = rest.split_once(':').unwrap_or((rest, ""));
         Some(Self { service: ObjectName::new(namespace, name), port: port.into(), protocol })
     }
+}
+
+/// See [`ServicePortName::label`].
+pub(crate) fn label(service: &ObjectName, port: &str) -> String {
+    let ObjectName { namespace, name } = service;
+    if port.is_empty() { [namespace, "/", name].concat() } else { [namespace, "/", name, ":", port].concat() }
 }
 
 impl fmt::Display for ServicePortName {
@@ -158,7 +166,7 @@ impl fmt::Debug for ServicePortName {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Service {
     /// ClusterIPs, at most one per family, IPv4 first.
-    pub cluster_ips: Vec<IpAddr>,
+    pub cluster_ips: Box<[IpAddr]>,
     /// Ports in the order of the object.
     pub ports: Box<[ServicePort]>,
 }
@@ -225,6 +233,39 @@ impl EndpointState {
     /// Whether the object says that it is ready.
     pub fn is_ready(self) -> bool {
         matches!(self, EndpointState::Ready | EndpointState::ReadyLeaving)
+    }
+}
+
+/// An address and port, without the flow label and scope that [`SocketAddr`] has: there are hundreds of thousands of them.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Address {
+    /// The address.
+    pub ip: IpAddr,
+    /// The port number.
+    pub port: u16,
+}
+
+impl From<SocketAddr> for Address {
+    fn from(addr: SocketAddr) -> Self {
+        Self { ip: addr.ip(), port: addr.port() }
+    }
+}
+
+impl From<Address> for SocketAddr {
+    fn from(addr: Address) -> Self {
+        SocketAddr::new(addr.ip, addr.port)
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&SocketAddr::from(*self), f)
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

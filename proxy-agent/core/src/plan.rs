@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use crate::forward::Forwarding;
-use crate::ledger::Ledger;
-use crate::lower::{Lowering, ObjectsOf, StepOf};
-use crate::model::ObjectName;
-use crate::slots::Slots;
+use crate::forward::{Forwarding, Route};
+use crate::ledger::{Kinds, Ledger};
+use crate::lower::{Lowering, MAX_BACKENDS, ObjectsOf, StepOf};
+use crate::model::{Address, Family, Frontend, ObjectName};
+use crate::slots::{PortKey, Slots};
 
 /// What one dataplane should hold, what it is believed to hold, and the steps between the two.
 #[derive(Debug)]
@@ -14,23 +14,54 @@ pub struct Plan<L: Lowering> {
     lowering: L,
     slots: Slots,
     ledger: Ledger<L::Key, L::Value>,
+    gradual: bool,
 }
 
 impl<L: Lowering> Plan<L> {
     /// Starts from what the kernel holds: nothing of it is in the way of what is wanted, and what is wanted already stays as it is.
+    /// Once all Services have been taken in, [`complete`](Self::complete) says so.
     pub fn new(lowering: L, observed: ObjectsOf<L>) -> Self {
         let mut slots = Slots::default();
         slots.restore(L::seats(&observed));
-        let mut ledger = Ledger::new(observed, L::lingers);
-        // No Service has this name: the base belongs to none.
-        ledger.want(&ObjectName::new("", ""), lowering.base());
-        Self { lowering, slots, ledger }
+        let base = lowering.base();
+        let gradual = observed.is_empty() || base.iter().all(|(key, value)| observed.get(key) == Some(value));
+        let mut ledger = Ledger::new(observed, Kinds { lingers: L::lingers, is_shared: L::is_shared });
+        ledger.exchange(Vec::new(), base.into_iter().collect());
+        Self { lowering, slots, ledger, gradual }
     }
 
-    /// Takes the routes of a Service in.
-    pub fn update(&mut self, name: &ObjectName, forwarding: &Forwarding) {
-        let objects = self.lowering.service(name, &forwarding.routes(name), &mut self.slots);
-        self.ledger.want(name, objects);
+    /// Whether the Services may be taken in and committed some at a time. If not, their objects hang on a base that takes what is
+    /// there away with it: only all at once has every packet meet the old or the new.
+    pub fn is_gradual(&self) -> bool {
+        self.gradual
+    }
+
+    /// Takes the routes of Services in. What passes from one Service to another does so within one call.
+    pub fn update<'a>(&mut self, names: impl IntoIterator<Item = &'a ObjectName>, forwarding: &Forwarding) {
+        let (mut before, mut after) = (Vec::new(), Vec::new());
+        for name in names {
+            let ports = forwarding.routes(name).into_iter().filter(|(frontend, _)| self.lowering.serves(Family::of(frontend.ip)));
+            let former = self.slots.seat(name, ports.map(seated).collect());
+            self.objects(name, &former, &mut before);
+            self.objects(name, self.slots.of(name), &mut after);
+        }
+        before.sort_by(|(a, _), (b, _)| a.cmp(b));
+        after.sort_by(|(a, _), (b, _)| a.cmp(b));
+        self.ledger.exchange(before, after);
+    }
+
+    /// Adds the objects of a Service, each key once.
+    fn objects(&self, name: &ObjectName, seats: &[crate::slots::Seat], out: &mut Vec<(L::Key, L::Value)>) {
+        let mut objects = Vec::new();
+        self.lowering.objects(name, seats, &mut objects);
+        objects.sort_by(|(a, _), (b, _)| a.cmp(b));
+        objects.dedup_by(|(a, _), (b, _)| a == b);
+        out.append(&mut objects);
+    }
+
+    /// All Services have been taken in: what was observed and none of them wants may go.
+    pub fn complete(&mut self) {
+        self.ledger.disown();
     }
 
     /// What is to be done now, in an order in which every prefix is safe.
@@ -56,4 +87,37 @@ impl<L: Lowering> Plan<L> {
     pub fn ledger(&mut self) -> &mut Ledger<L::Key, L::Value> {
         &mut self.ledger
     }
+
+    /// The objects that a Service wants, sorted.
+    pub fn wanted_by(&self, name: &ObjectName) -> Vec<(L::Key, L::Value)> {
+        let mut objects = Vec::new();
+        self.objects(name, self.slots.of(name), &mut objects);
+        objects
+    }
+
+    /// The Services that want a key, by a walk over all: for reports.
+    pub fn owners_of(&self, key: &L::Key) -> Vec<&ObjectName> {
+        let wants = |name: &&ObjectName| self.wanted_by(name).binary_search_by(|(k, _)| k.cmp(key)).is_ok();
+        self.slots.iter().map(|(name, _)| name).filter(wants).collect()
+    }
+
+    /// Everything that is wanted, by a walk over all.
+    pub fn desired(&self) -> ObjectsOf<L> {
+        let mut objects: Vec<_> = self.lowering.base().into_iter().collect();
+        for (name, seats) in self.slots.iter() {
+            self.lowering.objects(name, seats, &mut objects);
+        }
+        objects.into_iter().collect()
+    }
+
+    /// Everything that the kernel is believed to hold, by a walk over all.
+    pub fn believed(&self) -> ObjectsOf<L> {
+        self.ledger.believed(self.desired())
+    }
+}
+
+/// The port that a route belongs to and the backends that get a slot.
+fn seated((frontend, mut route): (Frontend, Route)) -> (PortKey, Vec<Address>) {
+    route.backends.truncate(MAX_BACKENDS);
+    (PortKey { name: route.port.port, frontend }, route.backends)
 }

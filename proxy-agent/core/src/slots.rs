@@ -1,14 +1,16 @@
 //! Which backend sits in which slot of its Service port. Slots have history: a removed backend's slot goes to a new backend,
 //! else to the last one, so that a change is a handful of objects whatever the number of backends.
+//!
+//! This is also all that is remembered of what a Service was given: what a dataplane holds for it follows from its [`Seat`]s.
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::SocketAddr;
+use std::mem::take;
 use std::sync::Arc;
 
-use crate::model::{Frontend, ObjectName};
+use crate::model::{Address, Frontend, ObjectName};
 
 /// A frontend of a port of a Service. Were a number shared by frontends, one that goes to another number or Service would meet
 /// the backends that its former number is given in the same change.
@@ -21,44 +23,63 @@ pub struct PortKey {
 }
 
 /// The slots of one frontend of a Service port.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Seat {
+    /// Whose they are.
+    pub key: PortKey,
     /// The number of this Service port and frontend in the kernel, never 0. A number that was given up is not soon given again.
     pub id: u32,
     /// The backend in each slot.
-    pub slots: Vec<SocketAddr>,
+    pub slots: Box<[Address]>,
 }
 
 /// All slots.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Slots {
-    services: HashMap<ObjectName, Vec<(PortKey, Seat)>>,
+    services: HashMap<ObjectName, Box<[Seat]>>,
+    /// Seats that were observed in the kernel and that their Service has not been asked about yet.
+    found: HashMap<ObjectName, Vec<Seat>>,
     ids: HashSet<u32>,
     last_id: u32,
 }
 
 /// What was observed in the kernel of one Service port: its number and the backend in each slot.
-pub type Observed = (u32, BTreeMap<u32, SocketAddr>);
+pub type Observed = (u32, BTreeMap<u32, Address>);
 
 impl Slots {
     /// Seats the backends (each once) of all ports of a Service, changed as little as possible from where they were. The seats
-    /// come in the order of `ports`; those of other ports of the Service are given up.
-    pub fn seat(&mut self, service: &ObjectName, ports: &[(PortKey, &[SocketAddr])]) -> &[(PortKey, Seat)] {
-        let former = self.services.remove(service).unwrap_or_default();
-        let mut former: HashMap<PortKey, Seat> = former.into_iter().collect();
+    /// come in the order of `ports`; those of other ports of the Service are given up. Returns the seats that it had before.
+    pub fn seat(&mut self, service: &ObjectName, ports: Vec<(PortKey, Vec<Address>)>) -> Box<[Seat]> {
+        let before = self.services.remove(service).unwrap_or_default();
+        let found = self.found.remove(service).unwrap_or_default();
+        // Few per Service: looked for one by one.
+        let mut former: Vec<Seat> = before.iter().cloned().chain(found).collect();
         let mut seats = Vec::with_capacity(ports.len());
         for (key, backends) in ports {
-            let mut seat = former.remove(key).unwrap_or_else(|| Seat { id: self.new_id(), slots: Vec::new() });
-            reseat(&mut seat.slots, backends);
-            seats.push((key.clone(), seat));
+            let mut seat = match former.iter().position(|seat| seat.key == key) {
+                Some(place) => former.swap_remove(place),
+                None => Seat { key, id: self.new_id(), slots: Box::default() },
+            };
+            seat.slots = reseat(take(&mut seat.slots), backends);
+            seats.push(seat);
         }
-        for seat in former.values() {
+        for seat in &former {
             self.ids.remove(&seat.id);
         }
-        if seats.is_empty() {
-            return &[];
+        if !seats.is_empty() {
+            self.services.insert(service.clone(), seats.into());
         }
-        self.services.entry(service.clone()).insert_entry(seats).into_mut()
+        before
+    }
+
+    /// The seats of a Service.
+    pub fn of(&self, service: &ObjectName) -> &[Seat] {
+        self.services.get(service).map_or(&[], |seats| seats)
+    }
+
+    /// All Services that have seats, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&ObjectName, &[Seat])> {
+        self.services.iter().map(|(service, seats)| (service, &**seats))
     }
 
     /// Takes over what was observed in the kernel. Gaps close; a number that was observed twice stays with the first.
@@ -68,7 +89,7 @@ impl Slots {
             if id != 0 && self.ids.insert(id) {
                 let mut seen = HashSet::new();
                 let slots = slots.into_values().filter(|backend| seen.insert(*backend)).collect();
-                self.services.entry(service).or_default().push((key, Seat { id, slots }));
+                self.found.entry(service).or_default().push(Seat { key, id, slots });
             }
         }
     }
@@ -85,10 +106,15 @@ impl Slots {
     }
 }
 
-fn reseat(slots: &mut Vec<SocketAddr>, backends: &[SocketAddr]) {
-    let wanted: HashSet<SocketAddr> = backends.iter().copied().collect();
-    let seated: HashSet<SocketAddr> = slots.iter().copied().collect();
-    let mut newcomers = backends.iter().copied().filter(|b| !seated.contains(b));
+/// The backends, each in the slot that it has in `slots` if it has one.
+fn reseat(slots: Box<[Address]>, backends: Vec<Address>) -> Box<[Address]> {
+    if slots.is_empty() {
+        return backends.into();
+    }
+    let mut slots = Vec::from(slots);
+    let wanted: HashSet<Address> = backends.iter().copied().collect();
+    let seated: HashSet<Address> = slots.iter().copied().collect();
+    let mut newcomers = backends.into_iter().filter(|b| !seated.contains(b));
     let mut i = 0;
     while i < slots.len() {
         if wanted.contains(&slots[i]) {
@@ -102,4 +128,5 @@ fn reseat(slots: &mut Vec<SocketAddr>, backends: &[SocketAddr]) {
         }
     }
     slots.extend(newcomers);
+    slots.into()
 }

@@ -2,12 +2,11 @@
 //! [`Forwarding`] wants.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
 
 use crate::forward::Forwarding;
-use crate::model::{Frontend, ServicePortName};
+use crate::model::{Address, Frontend, ServicePortName};
 
 /// One port of a Service in one family, as it is programmed.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
@@ -26,37 +25,16 @@ pub struct ServiceView {
     pub backends: Vec<Address>,
 }
 
-/// An address and port.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
-pub struct Address {
-    /// The address.
-    pub ip: IpAddr,
-    /// The port number.
-    pub port: u16,
-}
-
-impl From<SocketAddr> for Address {
-    fn from(addr: SocketAddr) -> Self {
-        Self { ip: addr.ip(), port: addr.port() }
-    }
-}
-
-impl std::fmt::Display for Address {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", SocketAddr::new(self.ip, self.port))
-    }
-}
-
 /// Collects what is known of each Service port and family.
 #[derive(Default)]
 pub(crate) struct Views(BTreeMap<(ServicePortName, bool), (Vec<Address>, Vec<Address>)>);
 
 impl Views {
     /// Adds a frontend with its backends. Frontends of one port and family have the same backends.
-    pub(crate) fn add(&mut self, port: ServicePortName, frontend: &Frontend, backends: impl Iterator<Item = SocketAddr>) {
+    pub(crate) fn add(&mut self, port: ServicePortName, frontend: &Frontend, backends: impl Iterator<Item = Address>) {
         let (frontends, known) = self.0.entry((port, frontend.ip.is_ipv6())).or_default();
         frontends.push(Address { ip: frontend.ip, port: frontend.port });
-        known.extend(backends.map(Address::from));
+        known.extend(backends);
     }
 
     pub(crate) fn finish(self) -> Vec<ServiceView> {

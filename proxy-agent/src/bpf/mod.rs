@@ -86,14 +86,15 @@ impl Dataplane for BpfMaps {
     }
 
     fn commit(&mut self, steps: &[StepOf<Bpf>]) -> anyhow::Result<Refused<Bpf>> {
-        let refused: Refused<Bpf> = self.maps.commit(steps);
-        if refused.is_empty() {
-            for dir in std::mem::take(&mut self.leftovers) {
-                remove_layout(&dir)?;
-                info!(dir = %dir.display(), "removed the maps and programs of another layout");
-            }
+        Ok(self.maps.commit(steps))
+    }
+
+    fn filled(&mut self) -> anyhow::Result<()> {
+        for dir in std::mem::take(&mut self.leftovers) {
+            remove_layout(&dir)?;
+            info!(dir = %dir.display(), "removed the maps and programs of another layout");
         }
-        Ok(refused)
+        Ok(())
     }
 
     fn remove(&mut self) -> anyhow::Result<()> {

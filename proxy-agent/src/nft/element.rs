@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use proxy_core::ledger::Step;
 use proxy_core::lower::nft::{Key, Value};
-use proxy_core::model::{Family, Frontend, Protocol};
-use proxy_core::view::Address;
+use proxy_core::model::{Address, Family, Frontend, Protocol};
 
 use super::layout::{REFUSED, SERVICES, SLOTS, class, count_of};
 use super::wire::{Attributes, attribute, find_userdata, nest, nested, nfta, userdata_header};

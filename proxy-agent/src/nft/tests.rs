@@ -8,9 +8,8 @@ use nix::sched::{CloneFlags, unshare};
 use proxy_core::ledger::{Objects, Step};
 use proxy_core::lower::nft::{Key, LAYOUT, Nft, Value};
 use proxy_core::lower::{Lowering, ObjectsOf, StepOf};
-use proxy_core::model::{Family, Frontend, ObjectName, Protocol};
+use proxy_core::model::{Address, Family, Frontend, Protocol};
 use proxy_core::plan::Plan;
-use proxy_core::view::Address;
 
 use super::layout::{Layout, Scratch};
 use super::{Dataplane, NftTable, by_key, commit, element};
@@ -100,11 +99,16 @@ fn with_scratch(family: Family, scratch: Scratch) -> NftTable {
     NftTable::open_with(family, scratch).expect("open").expect("supported")
 }
 
+/// Objects but for the base, as a ledger takes them.
+fn list(objects: &Objects<Key, Value>) -> Vec<(Key, Value)> {
+    objects.iter().filter(|(key, _)| **key != Key::Base).map(|(key, value)| (*key, value.clone())).collect()
+}
+
 /// A plan that wants `objects`, as an agent has it after a restart.
 fn plan_of(observed: ObjectsOf<Nft>, family: Family, objects: &Objects<Key, Value>) -> Plan<Nft> {
     let mut plan = Plan::new(Nft { family }, observed);
-    plan.ledger()
-        .want(&ObjectName::new("all", "of it"), objects.iter().filter(|(k, _)| **k != Key::Base).map(|(k, v)| (*k, v.clone())).collect());
+    plan.ledger().exchange(Vec::new(), list(objects));
+    plan.complete();
     plan
 }
 
@@ -158,14 +162,12 @@ fn elements_are_replaced_and_deleted() {
         let (mut objects, web) = (example(family), frontend(family, 1, Protocol::Tcp));
         committed(&mut table, &adding(&objects));
         let mut plan = plan_of(table.observe().expect("observe"), family, &objects);
+        let before = list(&objects);
         // Two backends instead of three, and a label that differs alone.
         objects.remove(&Key::Slot(web, 2));
         objects.extend(served(web, "default/web:http", &backends(family, 5, 2)));
         objects.extend(served(frontend(family, 2, Protocol::Tcp), "default/renamed", &backends(family, 20, 3)));
-        plan.ledger().want(
-            &ObjectName::new("all", "of it"),
-            objects.iter().filter(|(k, _)| **k != Key::Base).map(|(k, v)| (*k, v.clone())).collect(),
-        );
+        plan.ledger().exchange(before, list(&objects));
         for sweep in [false, true] {
             let steps = if sweep { plan.sweep(u64::MAX) } else { plan.due() };
             assert!(!steps.is_empty());
@@ -174,7 +176,7 @@ fn elements_are_replaced_and_deleted() {
         }
         assert_eq!(table.observe().expect("observe"), objects);
         // Everything goes but the base.
-        plan.ledger().want(&ObjectName::new("all", "of it"), Objects::new());
+        plan.ledger().exchange(list(&objects), Vec::new());
         for sweep in [false, true] {
             let steps = if sweep { plan.sweep(u64::MAX) } else { plan.due() };
             committed(&mut table, &steps);
@@ -353,7 +355,7 @@ fn a_backend_of_an_observed_slot_is_read_with_its_port() {
         let mut table = NftTable::open(family).expect("open");
         committed(&mut table, &adding(&example(family)));
         let seats = Nft::seats(&table.observe().expect("observe"));
-        let backend = SocketAddr::new(ip(family, 172, 9), 8080);
+        let backend = Address { ip: ip(family, 172, 9), port: 8080 };
         assert!(seats.values().any(|(_, slots)| slots.get(&0) == Some(&backend)));
     });
 }

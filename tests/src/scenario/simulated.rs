@@ -104,7 +104,7 @@ fn observed(verdict: Verdict) -> Observed {
 }
 
 fn listing(view: &[ServiceView]) -> String {
-    let list = |addresses: &[proxy_core::view::Address]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    let list = |addresses: &[proxy_core::model::Address]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
     let line = |v: &ServiceView| {
         let ServiceView { namespace, service, port, protocol, frontends, backends } = v;
         format!("  {namespace}/{service}:{port}/{protocol} {} => {}\n", list(frontends), list(backends))
@@ -118,27 +118,16 @@ pub trait Simulated: Lowering + Copy + 'static {
     const NAME: &'static str;
     /// Its instances.
     const INSTANCES: &'static [Self];
-
-    /// Whether packets of this family meet this instance.
-    fn serves(&self, family: Family) -> bool;
 }
 
 impl Simulated for Bpf {
     const NAME: &'static str = "bpf";
     const INSTANCES: &'static [Self] = &[Bpf];
-
-    fn serves(&self, _: Family) -> bool {
-        true
-    }
 }
 
 impl Simulated for Nft {
     const NAME: &'static str = "nft";
     const INSTANCES: &'static [Self] = &[Nft { family: Family::V4 }, Nft { family: Family::V6 }];
-
-    fn serves(&self, family: Family) -> bool {
-        self.family == family
-    }
 }
 
 /// An agent that programs one mechanism, on a simulated kernel as strict as the real one.
@@ -193,15 +182,14 @@ impl<L: Simulated> Lowered<L> {
 
 impl<L: Simulated> Table<L> {
     fn program(&mut self, touched: &BTreeSet<ObjectName>, forwarding: &Forwarding) -> Result<()> {
-        for name in touched {
-            self.plan.update(name, forwarding);
-        }
+        self.plan.update(touched, forwarding);
+        self.plan.complete();
         let steps = self.plan.due();
         self.carry_out(&steps)?;
         let round = self.plan.ledger().round();
         let steps = self.plan.sweep(round);
         self.carry_out(&steps)?;
-        ensure!(self.kernel == self.plan.ledger().desired(), "the kernel holds something else than is wanted");
+        ensure!(self.kernel == self.plan.desired(), "the kernel holds something else than is wanted");
         ensure!(self.plan.due().is_empty(), "a second commit has something to do");
         let view: Vec<ServiceView> = forwarding.view();
         let mine = |view: &ServiceView| view.frontends.iter().any(|frontend| self.lowering.serves(Family::of(frontend.ip)));

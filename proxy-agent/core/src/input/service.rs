@@ -57,7 +57,7 @@ fn served(object: &object::Service, report: &mut Report) -> Option<Service> {
     }
     cluster_ips.sort_unstable();
     let ports = ports(spec, report);
-    (!cluster_ips.is_empty()).then_some(Service { cluster_ips, ports })
+    (!cluster_ips.is_empty()).then_some(Service { cluster_ips: cluster_ips.into(), ports })
 }
 
 /// SVC-05: the addresses with the families that `ipFamilies` gives them, if it does.

@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use proxy_abi as abi;
 
-use super::{Lowering, ObjectsOf, StepOf, seat};
-use crate::forward::{Flow, Route, Verdict};
+use super::{Lowering, ObjectsOf, StepOf};
+use crate::forward::{Flow, Verdict};
 use crate::ledger::{Objects, Step};
-use crate::model::{Frontend, ObjectName, Protocol, ServicePortName};
-use crate::slots::{Observed, PortKey, Slots};
+use crate::model::{Address, Family, Frontend, ObjectName, Protocol, ServicePortName, label};
+use crate::slots::{Observed, PortKey, Seat};
 use crate::view::{ServiceView, Views};
 
 /// An entry of a map. Ordered so that what is pointed at comes before what points there.
@@ -48,25 +48,27 @@ impl Lowering for Bpf {
     type Key = Key;
     type Value = Value;
 
+    fn serves(&self, _: Family) -> bool {
+        true
+    }
+
     fn base(&self) -> ObjectsOf<Self> {
         Objects::new()
     }
 
-    fn service(&self, name: &ObjectName, routes: &[(Frontend, Route)], slots: &mut Slots) -> ObjectsOf<Self> {
-        let mut objects = Objects::new();
-        for (frontend, route, seat) in seat(name, routes.iter(), slots) {
-            let (service, count) = (seat.id, seat.slots.len() as u32);
-            objects.insert(Key::Frontend(frontend_key(frontend)), Value::Frontend(abi::Frontend { service, count }));
-            objects.insert(Key::Name(service), Value::Name(route.port.label().into()));
-            for (slot, &backend) in (0..).zip(&seat.slots) {
+    fn objects(&self, name: &ObjectName, seats: &[Seat], out: &mut Vec<(Key, Value)>) {
+        for Seat { key: PortKey { name: port, frontend }, id: service, slots } in seats {
+            let (service, count) = (*service, slots.len() as u32);
+            out.push((Key::Frontend(frontend_key(frontend)), Value::Frontend(abi::Frontend { service, count })));
+            out.push((Key::Name(service), Value::Name(label(name, port).into())));
+            for (slot, &backend) in (0..).zip(slots) {
                 let backend = to_addr(backend);
-                objects.insert(Key::Slot(abi::SlotKey { service, slot }), Value::Slot(backend));
+                out.push((Key::Slot(abi::SlotKey { service, slot }), Value::Slot(backend)));
                 if frontend.protocol == Protocol::Udp {
-                    objects.insert(Key::Member(abi::MemberKey { service, backend }), Value::Member);
+                    out.push((Key::Member(abi::MemberKey { service, backend }), Value::Member));
                 }
             }
         }
-        objects
     }
 
     fn order(steps: &mut Vec<StepOf<Self>>) {
@@ -79,6 +81,10 @@ impl Lowering for Bpf {
 
     fn lingers(_: &Key) -> bool {
         // A program that finds a slot gone reads the frontend again.
+        false
+    }
+
+    fn is_shared(_: &Key) -> bool {
         false
     }
 
@@ -98,7 +104,7 @@ impl Lowering for Bpf {
             return Verdict::Untouched;
         };
         let backends = (0..frontend.count).map(|slot| match objects.get(&Key::Slot(abi::SlotKey { service: frontend.service, slot })) {
-            Some(Value::Slot(addr)) => Some(from_addr(*addr)),
+            Some(Value::Slot(addr)) => Some(SocketAddr::from(from_addr(*addr))),
             _ => None,
         });
         // The programs refuse where a slot stays empty.
@@ -134,7 +140,7 @@ fn frontends(objects: &ObjectsOf<Bpf>) -> impl Iterator<Item = (Frontend, &abi::
     objects.iter().filter_map(|(key, value)| match (key, value) {
         (Key::Frontend(key), Value::Frontend(value)) => {
             let addr = from_addr(key.addr);
-            Some((Frontend { ip: addr.ip(), port: addr.port(), protocol: Protocol::from_number(key.protocol)? }, value))
+            Some((Frontend { ip: addr.ip, port: addr.port, protocol: Protocol::from_number(key.protocol)? }, value))
         }
         _ => None,
     })
@@ -156,13 +162,13 @@ fn port_name(objects: &ObjectsOf<Bpf>, service: u32, protocol: Protocol) -> Opti
 }
 
 fn frontend_key(frontend: &Frontend) -> abi::FrontendKey {
-    abi::FrontendKey::new(to_addr(SocketAddr::new(frontend.ip, frontend.port)), frontend.protocol.number())
+    abi::FrontendKey::new(to_addr(Address { ip: frontend.ip, port: frontend.port }), frontend.protocol.number())
 }
 
 /// The form of an address in the maps.
-pub fn to_addr(addr: SocketAddr) -> abi::Addr {
-    let port = addr.port().to_be();
-    match addr.ip() {
+pub fn to_addr(addr: Address) -> abi::Addr {
+    let port = addr.port.to_be();
+    match addr.ip {
         IpAddr::V4(ip) => abi::Addr::v4(u32::from_ne_bytes(ip.octets()), port),
         IpAddr::V6(ip) => {
             let o = ip.octets();
@@ -173,14 +179,14 @@ pub fn to_addr(addr: SocketAddr) -> abi::Addr {
 }
 
 /// The inverse of [`to_addr`].
-pub fn from_addr(addr: abi::Addr) -> SocketAddr {
+pub fn from_addr(addr: abi::Addr) -> Address {
     let mut octets = [0; 16];
     for (bytes, word) in octets.chunks_exact_mut(4).zip(addr.ip) {
         bytes.copy_from_slice(&word.to_ne_bytes());
     }
     let v6 = Ipv6Addr::from(octets);
     let ip = v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), |v4: Ipv4Addr| IpAddr::V4(v4));
-    SocketAddr::new(ip, u16::from_be(addr.port))
+    Address { ip, port: u16::from_be(addr.port) }
 }
 
 impl fmt::Display for Key {

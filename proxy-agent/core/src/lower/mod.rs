@@ -3,13 +3,13 @@
 pub mod bpf;
 pub mod nft;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt::{Debug, Display};
 
-use crate::forward::{Flow, Route, Verdict};
+use crate::forward::{Flow, Verdict};
 use crate::ledger::{Objects, Step};
-use crate::model::{Frontend, ObjectName};
-use crate::slots::{Observed, PortKey, Seat, Slots};
+use crate::model::{Family, ObjectName};
+use crate::slots::{Observed, PortKey, Seat};
 use crate::view::ServiceView;
 
 /// The most backends of one Service port and family. Slots above are left to the sets of local backends.
@@ -27,17 +27,24 @@ pub trait Lowering: Debug + Send {
     /// What the kernel holds under a key.
     type Value: Eq + Clone + Display + Debug + Send;
 
+    /// Whether frontends of this family are there.
+    fn serves(&self, family: Family) -> bool;
+
     /// Objects that are there whatever the Services: wanted from the start.
     fn base(&self) -> ObjectsOf<Self>;
 
-    /// The objects of one Service, which seats its backends in `slots`. Frontends of a family that is not served are left out.
-    fn service(&self, name: &ObjectName, routes: &[(Frontend, Route)], slots: &mut Slots) -> ObjectsOf<Self>;
+    /// The objects of a Service whose backends sit like this, in any order. They follow from the seats alone, so that they need
+    /// not be remembered. A key may be there several times, with the same value.
+    fn objects(&self, name: &ObjectName, seats: &[Seat], out: &mut Vec<(Self::Key, Self::Value)>);
 
     /// Puts steps in an order in which every prefix is safe: what is pointed at comes before what points there, and goes after.
     fn order(steps: &mut Vec<StepOf<Self>>);
 
     /// Whether packets on their way may still look for an object after it went out of use.
     fn lingers(key: &Self::Key) -> bool;
+
+    /// Whether several Services may want this object.
+    fn is_shared(key: &Self::Key) -> bool;
 
     /// The slots that the objects hold.
     fn seats(objects: &ObjectsOf<Self>) -> BTreeMap<(ObjectName, PortKey), Observed>;
@@ -47,29 +54,4 @@ pub trait Lowering: Debug + Send {
 
     /// What the objects say, for people.
     fn view(objects: &ObjectsOf<Self>) -> Vec<ServiceView>;
-}
-
-/// Seats the backends of a Service's routes. The frontends come with the seat of their own.
-fn seat<'a>(
-    name: &ObjectName,
-    routes: impl Iterator<Item = &'a (Frontend, Route)>,
-    slots: &'a mut Slots,
-) -> impl Iterator<Item = (&'a Frontend, &'a Route, &'a Seat)> {
-    let mut places = HashMap::new();
-    let mut ports: Vec<(PortKey, &[_])> = Vec::new();
-    let routes: Vec<_> = routes
-        .map(|(frontend, route)| {
-            let place = *places.entry(port_key(frontend, route)).or_insert_with_key(|key| {
-                ports.push((key.clone(), &route.backends[..route.backends.len().min(MAX_BACKENDS)]));
-                ports.len() - 1
-            });
-            (frontend, route, place)
-        })
-        .collect();
-    let seats = slots.seat(name, &ports);
-    routes.into_iter().filter_map(move |(frontend, route, place)| Some((frontend, route, &seats.get(place)?.1)))
-}
-
-fn port_key(frontend: &Frontend, route: &Route) -> PortKey {
-    PortKey { name: route.port.port.clone(), frontend: *frontend }
 }

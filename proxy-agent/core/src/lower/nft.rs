@@ -14,12 +14,12 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::{Lowering, MAX_BACKENDS, ObjectsOf, StepOf, seat};
-use crate::forward::{Flow, Route, Verdict};
+use super::{Lowering, ObjectsOf, StepOf};
+use crate::forward::{Flow, Verdict};
 use crate::ledger::{Objects, Step};
-use crate::model::{Family, Frontend, ObjectName, ServicePortName};
-use crate::slots::{Observed, PortKey, Slots};
-use crate::view::{Address, ServiceView, Views};
+use crate::model::{Address, Family, Frontend, ObjectName, ServicePortName, label};
+use crate::slots::{Observed, PortKey, Seat};
+use crate::view::{ServiceView, Views};
 
 /// The version of the table's chains, rules and sets. A table of another version is replaced.
 pub const LAYOUT: u32 = 1;
@@ -65,27 +65,27 @@ impl Lowering for Nft {
     type Key = Key;
     type Value = Value;
 
+    fn serves(&self, family: Family) -> bool {
+        self.family == family
+    }
+
     fn base(&self) -> ObjectsOf<Self> {
         Objects::from([(Key::Base, Value::Base(LAYOUT))])
     }
 
-    fn service(&self, name: &ObjectName, routes: &[(Frontend, Route)], slots: &mut Slots) -> ObjectsOf<Self> {
-        let mut objects = Objects::new();
-        let mine = routes.iter().filter(|(frontend, _)| Family::of(frontend.ip) == self.family);
-        for (&frontend, route, seat) in seat(name, mine, slots) {
-            let label = route.port.label().into();
-            let count = seat.slots.len().min(MAX_BACKENDS) as u16;
+    fn objects(&self, name: &ObjectName, seats: &[Seat], out: &mut Vec<(Key, Value)>) {
+        for Seat { key: PortKey { name: port, frontend }, slots, .. } in seats {
+            let label = label(name, port).into();
+            // At most MAX_BACKENDS.
+            let count = slots.len() as u16;
             if count == 0 {
-                objects.insert(Key::Refused(frontend), Value::Refused(label));
+                out.push((Key::Refused(*frontend), Value::Refused(label)));
                 continue;
             }
-            objects.insert(Key::Service(frontend), Value::Service(count, label));
-            objects.insert(Key::Pick(count), Value::Pick);
-            for (slot, &backend) in (0..).zip(&seat.slots) {
-                objects.insert(Key::Slot(frontend, slot), Value::Slot(backend.into()));
-            }
+            out.push((Key::Service(*frontend), Value::Service(count, label)));
+            out.push((Key::Pick(count), Value::Pick));
+            out.extend((0..).zip(slots).map(|(slot, &backend)| (Key::Slot(*frontend, slot), Value::Slot(backend))));
         }
-        objects
     }
 
     fn order(steps: &mut Vec<StepOf<Self>>) {
@@ -101,12 +101,16 @@ impl Lowering for Nft {
         matches!(key, Key::Slot(..) | Key::Pick(_))
     }
 
+    fn is_shared(key: &Key) -> bool {
+        matches!(key, Key::Pick(_))
+    }
+
     fn seats(objects: &ObjectsOf<Self>) -> BTreeMap<(ObjectName, PortKey), Observed> {
         let mut seats = BTreeMap::new();
         for (frontend, label, count) in elements(objects) {
             let Some(port) = ServicePortName::from_label(label, frontend.protocol) else { continue };
             let key = PortKey { name: port.port, frontend };
-            let slots = slots(objects, frontend, count).map(|(slot, backend)| (slot, SocketAddr::new(backend.ip, backend.port)));
+            let slots = slots(objects, frontend, count);
             // Numbers name nothing in this dataplane; any distinct ones will do.
             let id = seats.len() as u32 + 1;
             seats.entry((port.service, key)).or_insert_with(|| (id, slots.collect()));
@@ -119,7 +123,7 @@ impl Lowering for Nft {
         if let Some(Value::Service(count, _)) = objects.get(&Key::Service(frontend))
             && objects.contains_key(&Key::Pick(*count))
         {
-            let backends: Vec<_> = slots(objects, frontend, *count).map(|(_, b)| SocketAddr::new(b.ip, b.port)).collect();
+            let backends: Vec<_> = slots(objects, frontend, *count).map(|(_, backend)| SocketAddr::from(backend)).collect();
             // The pick chain drops what finds its slot empty; nothing may rely on that.
             return if backends.len() == usize::from(*count) { Verdict::to(backends) } else { Verdict::Rejected };
         }
@@ -131,7 +135,7 @@ impl Lowering for Nft {
         for (frontend, label, count) in elements(objects) {
             let unnamed = || ServicePortName { service: ObjectName::new("?", label), port: "".into(), protocol: frontend.protocol };
             let port = ServicePortName::from_label(label, frontend.protocol).unwrap_or_else(unnamed);
-            views.add(port, &frontend, slots(objects, frontend, count).map(|(_, b)| SocketAddr::new(b.ip, b.port)));
+            views.add(port, &frontend, slots(objects, frontend, count).map(|(_, backend)| backend));
         }
         views.finish()
     }

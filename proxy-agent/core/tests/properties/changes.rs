@@ -122,16 +122,16 @@ fn follows<L: Subject>(events: &[Event]) {
         for event in events {
             let committed = !matches!(event, Event::Change(_));
             agent.event(event.clone());
-            let desired = agent.plan.ledger().desired();
+            let desired = agent.plan.desired();
             agent.check(&desired, &flows, "desired");
-            assert_eq!(agent.plan.ledger().believed(), agent.kernel.0, "believed");
+            assert_eq!(agent.plan.believed(), agent.kernel.0, "believed");
             if committed {
                 agent.check(&agent.kernel.0, &flows, "kernel");
                 assert_eq!(agent.plan.due(), [], "a second commit has nothing to do");
             }
         }
         agent.finish();
-        let desired = agent.plan.ledger().desired();
+        let desired = agent.plan.desired();
         assert_eq!(agent.kernel.0, desired, "nothing lingers after a sweep");
         assert!(!agent.plan.ledger().has_lingering());
         let mut fresh = Agent::start(*lowering, forwarding(changes_of(events)), Default::default());
@@ -177,10 +177,10 @@ fn overlaps<L: Subject>(events: &[Event]) {
             }
         }
         agent.plan.settle(&under_way.0, &under_way.1);
-        assert_eq!(agent.plan.ledger().believed(), agent.kernel.0, "believed");
+        assert_eq!(agent.plan.believed(), agent.kernel.0, "believed");
         agent.plan.ledger().retry();
         agent.finish();
-        assert_eq!(agent.kernel.0, agent.plan.ledger().desired());
+        assert_eq!(agent.kernel.0, agent.plan.desired());
         agent.check(&agent.kernel.0, &flows(), "kernel");
     }
 }

@@ -43,13 +43,13 @@ fn one_slice_update<L: Subject>(lowering: L) {
         agent.forwarding.apply(slice(42, from.clone()));
         agent.update();
         agent.finish();
-        let before = agent.plan.ledger().wanted_by(&large).to_vec();
+        let before = agent.plan.wanted_by(&large);
         agent.forwarding.apply(slice(42, to.clone()));
         assert_eq!(agent.update().into_iter().collect::<Vec<_>>(), std::slice::from_ref(&large), "only this Service is touched");
         let mut steps = agent.commit();
         steps.extend(agent.sweep());
-        let after = agent.plan.ledger().wanted_by(&large);
-        let foreign = steps.iter().find(|step| !before.contains(step.key()) && !after.contains(step.key()));
+        let after = agent.plan.wanted_by(&large);
+        let foreign = steps.iter().find(|step| [&before, &after].iter().all(|wanted| wanted.iter().all(|(key, _)| key != step.key())));
         assert_eq!(foreign, None, "only this Service's objects");
         let changed = from.clone().filter(|i| !to.contains(i)).count() + to.clone().filter(|i| !from.contains(i)).count();
         // Two ports.
@@ -119,7 +119,7 @@ fn cluster_ip(i: u32) -> IpAddr {
 fn service(i: u32, ip: IpAddr) -> Change {
     let http = ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80 };
     let dns = ServicePort { name: "dns".into(), protocol: Protocol::Udp, port: 53 };
-    Change::Service(name(i), Some(Service { cluster_ips: vec![ip], ports: [http, dns].into() }))
+    Change::Service(name(i), Some(Service { cluster_ips: [ip].into(), ports: [http, dns].into() }))
 }
 
 /// Its only slice.

@@ -21,27 +21,17 @@ impl<L: Lowering> Kernel<L> {
     }
 }
 
-/// What the tests ask of a lowering beside its trait: which flows it is there for.
+/// What the tests ask of a lowering beside its trait: its instances.
 pub(crate) trait Subject: Lowering + Copy + 'static {
     const ALL: &'static [Self];
-
-    fn serves(&self, family: Family) -> bool;
 }
 
 impl Subject for Bpf {
     const ALL: &'static [Self] = &[Bpf];
-
-    fn serves(&self, _: Family) -> bool {
-        true
-    }
 }
 
 impl Subject for Nft {
     const ALL: &'static [Self] = &[Nft { family: Family::V4 }, Nft { family: Family::V6 }];
-
-    fn serves(&self, family: Family) -> bool {
-        self.family == family
-    }
 }
 
 /// The model, a plan that follows it, and the kernel that is programmed.
@@ -59,18 +49,22 @@ impl<L: Subject> Agent<L> {
 
     /// Starts on what a kernel holds, with a complete list.
     pub(crate) fn start(lowering: L, forwarding: Forwarding, observed: ObjectsOf<L>) -> Self {
-        let plan = Plan::new(lowering, observed.clone());
-        let mut agent = Self { lowering, forwarding, plan, kernel: Kernel(observed) };
+        let mut agent = Self::starting(lowering, forwarding, observed);
         agent.update();
+        agent.plan.complete();
         agent
+    }
+
+    /// The same before anything of the list is taken in.
+    pub(crate) fn starting(lowering: L, forwarding: Forwarding, observed: ObjectsOf<L>) -> Self {
+        let plan = Plan::new(lowering, observed.clone());
+        Self { lowering, forwarding, plan, kernel: Kernel(observed) }
     }
 
     /// Hands what was touched to the plan.
     pub(crate) fn update(&mut self) -> BTreeSet<ObjectName> {
         let touched = self.forwarding.take_touched();
-        for name in &touched {
-            self.plan.update(name, &self.forwarding);
-        }
+        self.plan.update(&touched, &self.forwarding);
         touched
     }
 
@@ -105,7 +99,7 @@ impl<L: Subject> Agent<L> {
     pub(crate) fn sweep(&mut self) -> Vec<StepOf<L>> {
         let round = self.plan.ledger().round();
         let steps = self.plan.sweep(round);
-        let desired = self.plan.ledger().desired();
+        let desired = self.plan.desired();
         for step in &steps {
             assert!(matches!(step, Step::Delete(..)), "a sweep only deletes: {step}");
             assert!(!desired.contains_key(step.key()), "wanted: {step}");

@@ -42,6 +42,11 @@ proptest! {
         crash_is_safe::<Bpf>(&before, &after, at);
     }
 
+    #[test]
+    fn nft_crash_is_safe(before in changes(), after in changes(), at in any::<prop::sample::Index>()) {
+        crash_is_safe::<Nft>(&before, &after, at);
+    }
+
     /// Numbers of Services are distinct, whatever was found in the kernel.
     #[test]
     fn numbers_are_distinct(changes in changes(), found in prop::collection::vec((any::<bool>(), 0..4u32), 0..6)) {
@@ -95,7 +100,7 @@ fn takes_over<L: Subject + Stray>(before: &[Change], after: &[Change], at: prop:
         let kept = &after[..at.index(after.len())];
         let mut next = Agent::start(*lowering, forwarding(before.iter().chain(kept).cloned()), found);
         next.finish();
-        assert_eq!(next.kernel.0, next.plan.ledger().desired());
+        assert_eq!(next.kernel.0, next.plan.desired());
         next.check(&next.kernel.0, &flows(), "kernel");
         assert_eq!(next.commit(), []);
     }
@@ -117,19 +122,32 @@ fn crash_is_safe<L: Subject>(before: &[Change], after: &[Change], at: prop::samp
         for step in &steps[..at.index(steps.len() + 1)] {
             agent.kernel.apply(step);
         }
-        let all = forwarding(before.iter().chain(after).cloned());
-        let mut next = Agent::start(*lowering, all, agent.kernel.0);
-        let steps = next.plan.due();
-        for step in &steps {
-            next.kernel.apply(step);
-            for (flow, old) in &old {
-                let (now, new) = (next.decide(flow), next.forwarding.decide(flow));
-                assert!(is_between(old, &now, &new), "{flow:?}: {old:?}, {now:?}, then {new:?}");
+        // Some Services at a time, as a large cluster is taken in, or all at once.
+        for at_once in [1, usize::MAX] {
+            let all = forwarding(before.iter().chain(after).cloned());
+            let mut next = Agent::starting(*lowering, all, agent.kernel.0.clone());
+            assert!(next.plan.is_gradual());
+            let names: Vec<_> = next.forwarding.services().cloned().collect();
+            let parts = names.chunks(at_once).map(Some).chain([None]);
+            for part in parts {
+                match part {
+                    Some(names) => next.plan.update(names, &next.forwarding),
+                    None => next.plan.complete(),
+                }
+                let steps = next.plan.due();
+                for step in &steps {
+                    next.kernel.apply(step);
+                    for (flow, old) in &old {
+                        let (now, new) = (next.decide(flow), next.forwarding.decide(flow));
+                        assert!(is_between(old, &now, &new), "{flow:?}: {old:?}, {now:?}, then {new:?}");
+                    }
+                }
+                next.plan.settle(&steps, &BTreeSet::new());
             }
+            next.sweep();
+            assert_eq!(next.kernel.0, next.plan.desired());
+            next.check(&next.kernel.0, &flows, "kernel");
         }
-        next.plan.settle(&steps, &BTreeSet::new());
-        next.sweep();
-        next.check(&next.kernel.0, &flows, "kernel");
     }
 }
 
@@ -157,7 +175,7 @@ impl Stray for Nft {
         let frontend = proxy_core::model::Frontend { ip, port: 80, protocol: proxy_core::model::Protocol::Tcp };
         ObjectsOf::<Self>::from([
             (nft::Key::Pick(number as u16 + 1), nft::Value::Pick),
-            (nft::Key::Slot(frontend, number), nft::Value::Slot(proxy_core::view::Address { ip, port: 1 })),
+            (nft::Key::Slot(frontend, number), nft::Value::Slot(proxy_core::model::Address { ip, port: 1 })),
             (nft::Key::Service(frontend), nft::Value::Service(number as u16 + 1, "not a label".into())),
             (nft::Key::Refused(frontend), nft::Value::Refused("a/web".into())),
         ])

@@ -103,7 +103,7 @@ fn prefixes_are_safe<L: Subject>(before: &[Change], after: &[Change]) {
         }
         agent.plan.settle(&steps, &BTreeSet::new());
         agent.sweep();
-        let desired = agent.plan.ledger().desired();
+        let desired = agent.plan.desired();
         let swept: Vec<_> = agent.kernel.0.keys().filter(|key| !desired.contains_key(key)).collect();
         assert!(swept.is_empty(), "{swept:?}");
     }
@@ -127,7 +127,7 @@ fn refusals<L: Subject>(before: &[Change], after: &[Change], seed: u64) {
             agent.kernel.apply(step);
         }
         agent.plan.settle(&steps, &refused);
-        let desired = agent.plan.ledger().desired();
+        let desired = agent.plan.desired();
         let still_wanted = desired.iter().filter(|(key, value)| !refused.contains(*key) && agent.kernel.0.get(*key) != Some(*value));
         assert_eq!(still_wanted.count(), 0, "everything else is in");
         assert_eq!(agent.plan.due(), [], "what was refused is left alone");
