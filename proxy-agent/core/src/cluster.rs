@@ -2,6 +2,7 @@
 
 use std::collections::hash_map::Entry as MapEntry;
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use crate::model::{Change, ObjectName, Service, Slice};
 
@@ -20,6 +21,7 @@ pub struct Cluster {
     entries: HashMap<ObjectName, Entry>,
     /// The Service that each slice belongs to: a slice may move to another.
     owners: HashMap<ObjectName, ObjectName>,
+    words: Words,
 }
 
 /// What is known of one Service.
@@ -47,9 +49,11 @@ impl Cluster {
     }
 
     /// Takes a change in and adds the Services that it can affect to `touched`. A change that says nothing new touches none.
-    pub fn apply(&mut self, change: Change, touched: &mut BTreeSet<ObjectName>) {
+    pub fn apply(&mut self, mut change: Change, touched: &mut BTreeSet<ObjectName>) {
+        self.words.share(&mut change);
         match change {
             Change::Service(name, service) => {
+                let name = self.known(name);
                 let entry = self.entries.entry(name.clone()).or_default();
                 if entry.service != service {
                     entry.service = service;
@@ -62,7 +66,7 @@ impl Cluster {
     }
 
     fn apply_slice(&mut self, name: ObjectName, slice: Option<Slice>, touched: &mut BTreeSet<ObjectName>) {
-        let owner = slice.as_ref().map(|s| s.service.clone());
+        let owner = slice.as_ref().map(|s| self.known(s.service.clone()));
         if let Some(former) = self.owners.get(&name).cloned().filter(|former| Some(former) != owner.as_ref()) {
             if let Some(entry) = self.entries.get_mut(&former) {
                 entry.slices.retain(|(n, _)| *n != name);
@@ -71,15 +75,25 @@ impl Cluster {
             self.tidy(&former);
             touched.insert(former);
         }
-        let (Some(slice), Some(owner)) = (slice, owner) else { return };
+        let (Some(mut slice), Some(owner)) = (slice, owner) else { return };
+        slice.service = owner.clone();
         let slices = &mut self.entries.entry(owner.clone()).or_default().slices;
         match slices.iter_mut().find(|(n, _)| *n == name) {
             Some((_, known)) if *known == slice => return,
             Some((_, known)) => *known = slice,
-            None => slices.push((name.clone(), slice)),
+            None => {
+                // Most Services have one, and a vector that grows by itself begins with four.
+                slices.reserve_exact(1);
+                slices.push((name.clone(), slice));
+            }
         }
         self.owners.insert(name, owner.clone());
         touched.insert(owner);
+    }
+
+    /// A Service's name in the copy that is kept already: the name comes with the Service and with each of its slices.
+    pub fn known(&self, name: ObjectName) -> ObjectName {
+        self.entries.get_key_value(&name).map_or(name, |(known, _)| known.clone())
     }
 
     /// The changes that a complete list implies: everything of `kind` that is not in `listed` is gone.
@@ -104,5 +118,42 @@ impl Cluster {
         {
             entry.remove();
         }
+    }
+}
+
+/// Words that objects have in common, each held once: namespaces and names of ports.
+#[derive(Debug, Default)]
+struct Words {
+    known: HashSet<Arc<str>>,
+    /// When there are so many, those that no object has any more are forgotten.
+    limit: usize,
+}
+
+impl Words {
+    fn share(&mut self, change: &mut Change) {
+        match change {
+            Change::Service(name, service) => {
+                self.word(&mut name.namespace);
+                service.iter_mut().flat_map(|s| s.ports.iter_mut()).for_each(|port| self.word(&mut port.name));
+            }
+            Change::Slice(name, slice) => {
+                self.word(&mut name.namespace);
+                let Some(slice) = slice else { return };
+                self.word(&mut slice.service.namespace);
+                slice.ports.iter_mut().for_each(|port| self.word(&mut port.name));
+            }
+        }
+    }
+
+    fn word(&mut self, word: &mut Arc<str>) {
+        if let Some(known) = self.known.get(word) {
+            *word = known.clone();
+            return;
+        }
+        if self.known.len() >= self.limit {
+            self.known.retain(|known| Arc::strong_count(known) > 1);
+            self.limit = (2 * self.known.len()).max(64);
+        }
+        self.known.insert(word.clone());
     }
 }

@@ -45,13 +45,29 @@ pub enum Verdict {
     Rejected,
 }
 
+/// The Services that claim a frontend, sorted. Nearly always one.
+#[derive(Debug)]
+enum Claims {
+    One(ObjectName),
+    Many(Vec<ObjectName>),
+}
+
+impl Claims {
+    fn names(&self) -> &[ObjectName] {
+        match self {
+            Claims::One(name) => std::slice::from_ref(name),
+            Claims::Many(names) => names,
+        }
+    }
+}
+
 /// All frontends with their routes, kept current change by change.
 #[derive(Debug, Default)]
 pub struct Forwarding {
     cluster: Cluster,
-    /// The Services that claim each frontend, sorted. More than one is a conflict, which the first by name wins, whatever the
-    /// order of arrival.
-    claims: HashMap<Frontend, Vec<ObjectName>>,
+    /// The Services that claim each frontend. More than one is a conflict, which the first by name wins, whatever the order of
+    /// arrival.
+    claims: HashMap<Frontend, Claims>,
     touched: BTreeSet<ObjectName>,
 }
 
@@ -62,6 +78,7 @@ impl Forwarding {
         let name = name.clone();
         let before = self.claimed_by(&name);
         self.cluster.apply(change, &mut self.touched);
+        let name = self.cluster.known(name);
         let after = self.claimed_by(&name);
         for frontend in before.difference(&after) {
             self.unclaim(frontend, &name);
@@ -136,7 +153,7 @@ impl Forwarding {
     }
 
     fn winner(&self, frontend: &Frontend) -> Option<&ObjectName> {
-        self.claims.get(frontend)?.first()
+        self.claims.get(frontend)?.names().first()
     }
 
     fn claimed_by(&self, name: &ObjectName) -> BTreeSet<Frontend> {
@@ -148,25 +165,35 @@ impl Forwarding {
 
     /// Only who wins matters to routes: however many Services claim a frontend, at most two are touched.
     fn claim(&mut self, frontend: Frontend, name: &ObjectName) {
-        let claims = self.claims.entry(frontend).or_default();
-        if let Err(place) = claims.binary_search(name) {
-            claims.insert(place, name.clone());
+        let mut names = self.claims.remove(&frontend).map_or_else(Vec::new, |claims| claims.names().to_vec());
+        if let Err(place) = names.binary_search(name) {
+            names.insert(place, name.clone());
             if place == 0 {
-                self.touched.extend(claims.iter().take(2).cloned());
+                self.touched.extend(names.iter().take(2).cloned());
             }
         }
+        self.put_claims(frontend, names);
     }
 
     fn unclaim(&mut self, frontend: &Frontend, name: &ObjectName) {
-        let Some(claims) = self.claims.get_mut(frontend) else { return };
-        let Ok(place) = claims.binary_search(name) else { return };
-        claims.remove(place);
-        if place == 0 {
-            self.touched.extend(claims.first().cloned());
+        let Some(claims) = self.claims.remove(frontend) else { return };
+        let mut names = claims.names().to_vec();
+        if let Ok(place) = names.binary_search(name) {
+            names.remove(place);
+            if place == 0 {
+                self.touched.extend(names.first().cloned());
+            }
         }
-        if claims.is_empty() {
-            self.claims.remove(frontend);
-        }
+        self.put_claims(*frontend, names);
+    }
+
+    fn put_claims(&mut self, frontend: Frontend, mut names: Vec<ObjectName>) {
+        let claims = match names.len() {
+            0 => return,
+            1 => Claims::One(names.remove(0)),
+            _ => Claims::Many(names),
+        };
+        self.claims.insert(frontend, claims);
     }
 }
 
