@@ -147,11 +147,9 @@ fn refused_is_left_alone_until_it_changes_or_is_retried() {
 /// What is wanted changes while steps are under way.
 #[test]
 fn a_settlement_does_not_undo_what_came_since() {
-    for (since, then) in [
-        (&[(1, 'b')][..], Step::Replace(1, 'b', 'a')),
-        (&[], Step::Delete(1, 'a')),
-        (&[(1, 'a'), (2, 'n')], Step::Add(2, 'n')),
-    ] {
+    for (since, then) in
+        [(&[(1, 'b')][..], Step::Replace(1, 'b', 'a')), (&[], Step::Delete(1, 'a')), (&[(1, 'a'), (2, 'n')], Step::Add(2, 'n'))]
+    {
         let mut ledger = ledger(&[]);
         ledger.want("web", &[(1, 'a')]);
         let steps = ledger.ledger.due();

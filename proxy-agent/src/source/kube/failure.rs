@@ -5,7 +5,7 @@ use std::error::Error;
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-use super::wire::Status;
+use super::wire::{Garbled, Status};
 
 /// Kinds of failure: the log names each once until the connection works again.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -41,16 +41,6 @@ impl Failure {
         Self { kind, text: text.into() }
     }
 
-    /// A connection that broke while it was read.
-    pub(super) fn broken(error: &(dyn Error + 'static)) -> Self {
-        Self::new(Kind::Unreachable, chain(error))
-    }
-
-    /// An answer that is not what was asked for.
-    pub(super) fn garbled(error: &serde_json::Error) -> Self {
-        Self::new(Kind::Garbled, format!("an answer that cannot be decoded: {error}"))
-    }
-
     /// What to do about it.
     fn way_out(&self, resource: &str) -> String {
         match self.kind {
@@ -81,6 +71,12 @@ impl From<Status> for Failure {
             _ => Kind::Busy,
         };
         Self::new(kind, format!("{} ({})", status.message, status.code))
+    }
+}
+
+impl From<Garbled> for Failure {
+    fn from(Garbled(why): Garbled) -> Self {
+        Self::new(Kind::Garbled, format!("an answer that cannot be decoded: {why}"))
     }
 }
 

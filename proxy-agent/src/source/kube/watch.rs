@@ -3,7 +3,7 @@
 //! The list comes as the beginning of the watch (a streaming list): one object at a time, from the API server's cache, and
 //! consistent. A server that does not know that (before 1.32, or with the feature off) is asked for pages.
 //!
-//! The lines of a watch are read here rather than by `kube::runtime::watcher`: it hides when a connection works again, takes an
+//! The frames of a watch are read here rather than by `kube::runtime::watcher`: it hides when a connection works again, takes an
 //! object that does not decode for a broken watch, and starts a new list at a version that may be older than what is known.
 
 use std::collections::HashSet;
@@ -12,13 +12,15 @@ use std::time::{Duration, Instant};
 
 use ::kube::Client;
 use ::kube::api::{ListParams, WatchParams};
+use ::kube::client::Body;
 use ::kube::core::Request;
-use futures::{AsyncBufRead, AsyncBufReadExt};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
 use proxy_core::model::ObjectName;
 use tokio::time::timeout;
 
 use super::failure::{Backoff, Failure, Journal, Kind, random};
-use super::wire::{Line, Page, Resource, Seen, Status, line, page};
+use super::wire::{ACCEPT, ACCEPT_WATCH, Frame, Garbled, Page, Resource, Seen, frame, page, refusal, take_frame};
 use super::{KubeConfig, Link};
 use crate::source::{Closed, Event, Sender, send};
 
@@ -157,8 +159,19 @@ impl<R: Resource> Watch<R> {
             ..ListParams::default()
         };
         let request = Request::new(R::PATH).list(&params).map_err(::kube::Error::BuildRequest)?;
-        let answer = timeout(ANSWER, self.client.request_text(request)).await.map_err(|_| no_answer(ANSWER))?;
-        page::<R>(&answer?).map_err(|error| Failure::garbled(&error))
+        let body = timeout(ANSWER, async { Ok::<_, Failure>(collected(self.ask(request, ACCEPT).await?).await?) });
+        Ok(page::<R>(body.await.map_err(|_| no_answer(ANSWER))??)?)
+    }
+
+    /// The body of an answer, if the server does not refuse.
+    async fn ask(&self, mut request: http::Request<Vec<u8>>, accept: &'static str) -> Result<Body, Failure> {
+        request.headers_mut().insert(http::header::ACCEPT, http::HeaderValue::from_static(accept));
+        let answer = self.client.send(request.map(Body::from)).await?;
+        let status = answer.status();
+        if status.is_client_error() || status.is_server_error() {
+            return Err(refusal(status.as_u16(), collected(answer.into_body()).await?).into());
+        }
+        Ok(answer.into_body())
     }
 
     async fn complete(&mut self, listed: HashSet<ObjectName>, version: String, start: Instant) -> Result<(), Stop> {
@@ -175,10 +188,10 @@ impl<R: Resource> Watch<R> {
     async fn follow(&mut self) -> Result<(), Stop> {
         let start = Instant::now();
         let mut listed = self.version.is_none().then(HashSet::new);
-        let mut lines = Lines::new(self.open().await?);
+        let mut frames = Frames { body: self.open().await?, read: BytesMut::new() };
         loop {
-            let text = match self.next(&mut lines).await {
-                Ok(Some(text)) => text,
+            let bytes = match self.next(&mut frames).await {
+                Ok(Some(bytes)) => bytes,
                 Ok(None) if listed.is_some() => {
                     return Err(Failure::new(Kind::Garbled, "the connection ended before the list was complete").into());
                 }
@@ -190,27 +203,27 @@ impl<R: Resource> Watch<R> {
                     return Ok(());
                 }
             };
-            match line::<R>(text).map_err(|error| self.garbled(&error))? {
-                Line::Object(seen, version) => {
+            match frame::<R>(bytes).map_err(|garbled| self.garbled(garbled))? {
+                Frame::Object(seen, version) => {
                     self.seen(seen, version, listed.as_mut(), |listed, name| listed.insert(name)).await?;
                 }
-                Line::Gone(seen, version) => {
+                Frame::Gone(seen, version) => {
                     self.seen(seen, version, listed.as_mut(), |listed, name| listed.remove(&name)).await?;
                 }
-                Line::Bookmark(version, true) => {
+                Frame::Bookmark(version, true) => {
                     if let Some(listed) = listed.take() {
                         self.complete(listed, version, start).await?;
                     }
                 }
-                Line::Bookmark(version, false) => self.reached(version, listed.is_none()),
-                Line::Failed(status) => return Err(self.refused(status).into()),
-                Line::Unknown => {}
+                Frame::Bookmark(version, false) => self.reached(version, listed.is_none()),
+                Frame::Failed(status) => return Err(self.refused(status.into()).into()),
+                Frame::Unknown => {}
             }
             self.works();
         }
     }
 
-    async fn open(&mut self) -> Result<impl AsyncBufRead + use<R>, Failure> {
+    async fn open(&mut self) -> Result<Body, Failure> {
         let params = WatchParams {
             label_selector: Some(R::LABELS.to_owned()),
             field_selector: R::FIELDS.map(str::to_owned),
@@ -222,22 +235,18 @@ impl<R: Resource> Watch<R> {
         // No version means: not older than the moment of the request. So a new list never goes back in time.
         let version = self.version.as_deref().unwrap_or_default();
         let request = Request::new(R::PATH).watch(&params, version).map_err(::kube::Error::BuildRequest)?;
-        match timeout(ANSWER, self.client.request_stream(request)).await.map_err(|_| no_answer(ANSWER))? {
-            Ok(lines) => Ok(lines),
-            Err(::kube::Error::Api(status)) => Err(self.refused(Status { code: status.code, message: status.message })),
-            Err(error) => Err(error.into()),
-        }
+        let answer = timeout(ANSWER, self.ask(request, ACCEPT_WATCH)).await.map_err(|_| no_answer(ANSWER))?;
+        answer.map_err(|failure| self.refused(failure))
     }
 
-    /// The next line; `None` at the end, and where the server is silent for too long.
-    async fn next<'a, S: AsyncBufRead + Unpin>(&mut self, lines: &'a mut Lines<S>) -> Result<Option<&'a [u8]>, Failure> {
-        lines.line.clear();
-        if let Ok(read) = timeout(SETTLED, lines.fill()).await {
-            return Ok(read?.then_some(&lines.line));
+    /// The next frame; `None` at the end, and where the server is silent for too long.
+    async fn next(&mut self, frames: &mut Frames) -> Result<Option<Bytes>, Failure> {
+        if let Ok(read) = timeout(SETTLED, frames.next()).await {
+            return read;
         }
         self.works();
-        match timeout(SILENCE - SETTLED, lines.fill()).await {
-            Ok(read) => Ok(read?.then_some(&lines.line)),
+        match timeout(SILENCE - SETTLED, frames.next()).await {
+            Ok(read) => read,
             Err(_) => {
                 tracing::debug!("watch of {}: silent for {SILENCE:?}, starting it again", R::PLURAL);
                 Ok(None)
@@ -266,8 +275,7 @@ impl<R: Resource> Watch<R> {
         }
     }
 
-    fn refused(&mut self, status: Status) -> Failure {
-        let failure = Failure::from(status);
+    fn refused(&mut self, failure: Failure) -> Failure {
         if matches!(failure.kind, Kind::Expired | Kind::Refused) {
             // The version is too old, or of another cluster.
             self.version = None;
@@ -275,10 +283,10 @@ impl<R: Resource> Watch<R> {
         failure
     }
 
-    /// Going on from the same version would give the same line again.
-    fn garbled(&mut self, error: &serde_json::Error) -> Failure {
+    /// Going on from the same version would give the same frame again.
+    fn garbled(&mut self, garbled: Garbled) -> Failure {
         self.version = None;
-        Failure::garbled(error)
+        garbled.into()
     }
 
     fn works(&mut self) {
@@ -291,22 +299,34 @@ fn no_answer(within: Duration) -> Failure {
     Failure::new(Kind::Unreachable, format!("no answer within {within:?}"))
 }
 
-/// Lines of a stream, in one buffer.
-struct Lines<S> {
-    stream: S,
-    line: Vec<u8>,
+/// All of an answer.
+async fn collected(body: Body) -> Result<Bytes, Failure> {
+    Ok(body.collect().await?.to_bytes())
 }
 
-impl<S: AsyncBufRead + Unpin> Lines<S> {
-    fn new(stream: S) -> Self {
-        Self { stream, line: Vec::new() }
-    }
+/// Frames of a watch.
+struct Frames {
+    body: Body,
+    /// What has been read and not been taken.
+    read: BytesMut,
+}
 
-    /// Reads on until `line` holds a complete line; `false` at the end. What has been read when the future is dropped stays in
-    /// `line`, so that it can be called again.
-    async fn fill(&mut self) -> Result<bool, Failure> {
-        self.stream.read_until(b'\n', &mut self.line).await.map_err(|error| Failure::broken(&error))?;
-        // A line without an end was cut off.
-        Ok(self.line.ends_with(b"\n"))
+impl Frames {
+    /// The next frame; `None` at the end. What has been read when the future is dropped stays, so that it can be called again.
+    async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        loop {
+            if let Some(frame) = take_frame(&mut self.read)? {
+                return Ok(Some(frame));
+            }
+            match self.body.frame().await {
+                // A frame without its end was cut off.
+                None => return Ok(None),
+                Some(part) => {
+                    if let Ok(data) = part?.into_data() {
+                        self.read.extend_from_slice(&data);
+                    }
+                }
+            }
+        }
     }
 }

@@ -1,15 +1,27 @@
-//! What the API server sends, decoded without allocating what is not used: most of an object is managedFields and status.
+//! What the API server sends, in protobuf: a third of the size of JSON and a fraction of its cost, on both sides.
 //!
-//! A line of a watch is read twice: once for what is needed to go on (its type and version), once for the object. So an object
-//! of an unexpected shape is one [`Problem`](proxy_core::input::Problem), and the watch goes on; skipping JSON is cheap.
+//! An object that cannot be decoded is one [`Problem`](proxy_core::input::Problem), and the watch goes on.
 
+use bytes::{Buf, Bytes, BytesMut};
+use prost::{DecodeError, Message};
 use proxy_core::cluster::Kind;
-use proxy_core::input::{Converted, convert_endpoint_slice, convert_service, object};
+use proxy_core::input::{Converted, convert_endpoint_slice, convert_service};
 use proxy_core::model::ObjectName;
-use serde::de::{DeserializeOwned, IgnoredAny};
-use serde::{Deserialize, Deserializer};
 
+use super::proto::{self, Versioned};
 use crate::source::{noun, removal, report, subject};
+
+/// What is asked for. An error may come as JSON from something before the API server.
+pub(super) const ACCEPT: &str = "application/vnd.kubernetes.protobuf";
+/// The same for a watch.
+pub(super) const ACCEPT_WATCH: &str = "application/vnd.kubernetes.protobuf;stream=watch";
+
+/// Begins every object that stands by itself.
+const MAGIC: &[u8] = b"k8s\0";
+/// Marks the end of the list that a watch begins with.
+const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
+/// The longest frame that is believed: etcd takes objects of 1.5 MiB.
+const LONGEST: usize = 64 << 20;
 
 /// One of the resources that are watched.
 pub(super) trait Resource: Send + 'static {
@@ -24,9 +36,9 @@ pub(super) trait Resource: Send + 'static {
     /// Which objects the API server leaves out.
     const FIELDS: Option<&'static str>;
     /// The object as it is sent.
-    type Object: DeserializeOwned;
+    type Object: Message + Default + Versioned;
     /// What an object says.
-    fn convert(object: &Self::Object) -> Converted;
+    fn convert(object: Self::Object) -> Converted;
 }
 
 /// Services that have a ClusterIP and are not another proxy's (SVC-01).
@@ -38,10 +50,10 @@ impl Resource for Services {
     const PATH: &'static str = "/api/v1/services";
     const LABELS: &'static str = "!service.kubernetes.io/service-proxy-name";
     const FIELDS: Option<&'static str> = Some("spec.clusterIP!=None");
-    type Object = object::Service;
+    type Object = proto::Service;
 
-    fn convert(object: &object::Service) -> Converted {
-        convert_service(object)
+    fn convert(object: proto::Service) -> Converted {
+        convert_service(&object.into())
     }
 }
 
@@ -54,10 +66,10 @@ impl Resource for EndpointSlices {
     const PATH: &'static str = "/apis/discovery.k8s.io/v1/endpointslices";
     const LABELS: &'static str = "!service.kubernetes.io/headless";
     const FIELDS: Option<&'static str> = None;
-    type Object = object::EndpointSlice;
+    type Object = proto::EndpointSlice;
 
-    fn convert(object: &object::EndpointSlice) -> Converted {
-        convert_endpoint_slice(object)
+    fn convert(object: proto::EndpointSlice) -> Converted {
+        convert_endpoint_slice(&object.into())
     }
 }
 
@@ -70,9 +82,9 @@ pub(super) struct Seen {
     pub(super) converted: Converted,
 }
 
-/// One line of a watch.
+/// One frame of a watch.
 #[derive(PartialEq, Debug)]
-pub(super) enum Line {
+pub(super) enum Frame {
     /// An object was added or altered.
     Object(Seen, String),
     /// An object is gone, or no longer selected.
@@ -97,155 +109,126 @@ pub(super) struct Page {
 }
 
 /// Why a request was refused.
-#[derive(Deserialize, Clone, PartialEq, Default, Debug)]
+#[derive(Clone, PartialEq, Default, Debug)]
 pub(super) struct Status {
     /// As in HTTP.
-    #[serde(default)]
     pub(super) code: u16,
     /// For people.
-    #[serde(default)]
     pub(super) message: String,
 }
 
-/// Decodes one line of a watch.
-pub(super) fn line<R: Resource>(text: &[u8]) -> serde_json::Result<Line> {
-    let head: Envelope<Head> = serde_json::from_slice(text)?;
-    let metadata = head.object.metadata;
-    Ok(match head.kind {
-        EventType::Added | EventType::Modified => {
-            let object = serde_json::from_slice::<Envelope<R::Object>>(text).map(|line| line.object);
-            Line::Object(decode::<R>(object, || name(text)), metadata.version)
+/// An answer that makes no sense.
+#[derive(PartialEq, Debug)]
+pub(super) struct Garbled(pub(super) String);
+
+impl From<DecodeError> for Garbled {
+    fn from(error: DecodeError) -> Self {
+        Garbled(error.to_string())
+    }
+}
+
+/// Takes the next complete frame from what has been read of a watch: four bytes of length, big-endian, then the frame.
+pub(super) fn take_frame(read: &mut BytesMut) -> Result<Option<Bytes>, Garbled> {
+    let Some(length) = read.first_chunk().map(|length| u32::from_be_bytes(*length) as usize) else { return Ok(None) };
+    if length > LONGEST {
+        return Err(Garbled(format!("a frame of {length} bytes")));
+    }
+    if read.len() < 4 + length {
+        return Ok(None);
+    }
+    read.advance(4);
+    Ok(Some(read.split_to(length).freeze()))
+}
+
+/// Decodes one frame of a watch.
+pub(super) fn frame<R: Resource>(bytes: Bytes) -> Result<Frame, Garbled> {
+    let event = proto::WatchEvent::decode(bytes)?;
+    let object = || unwrapped(event.object.map(|object| object.raw).unwrap_or_default());
+    Ok(match &*event.kind {
+        "ADDED" | "MODIFIED" => {
+            let (seen, version) = seen::<R>(&object()?)?;
+            Frame::Object(seen, version)
         }
-        EventType::Deleted => Line::Gone(gone::<R>(name(text)), metadata.version),
-        EventType::Bookmark => Line::Bookmark(metadata.version, metadata.annotations.initial_events_end.is_some()),
-        EventType::Error => Line::Failed(serde_json::from_slice::<Envelope<Status>>(text)?.object),
-        EventType::Unknown => Line::Unknown,
+        "DELETED" => {
+            let head = head(&object()?)?;
+            Frame::Gone(gone::<R>(object_name(&head)), head.resource_version)
+        }
+        "BOOKMARK" => {
+            let metadata = proto::Bookmark::decode(object()?)?.metadata.unwrap_or_default();
+            Frame::Bookmark(metadata.resource_version, metadata.annotations.contains_key(INITIAL_EVENTS_END))
+        }
+        "ERROR" => Frame::Failed(proto::Status::decode(object()?)?.into()),
+        _ => Frame::Unknown,
     })
 }
 
-/// Decodes a page of a list. An item that does not decode costs a second, slower decoding of its page and nothing else.
-pub(super) fn page<R: Resource>(text: &str) -> serde_json::Result<Page> {
-    if let Ok(list) = serde_json::from_str::<List<R::Object>>(text) {
-        return Ok(list.into_page(|item| decode::<R>(Ok(item), || None)));
-    }
-    let list: List<serde_json::Value> = serde_json::from_str(text)?;
-    Ok(list.into_page(|item| {
-        decode::<R>(R::Object::deserialize(&item), || Named::deserialize(&item).ok().and_then(|named| named.metadata.object_name()))
-    }))
+/// Decodes a page of a list.
+pub(super) fn page<R: Resource>(bytes: Bytes) -> Result<Page, Garbled> {
+    let list = proto::List::decode(unwrapped(bytes)?)?;
+    let proto::ListMetadata { resource_version: version, next } = list.metadata.unwrap_or_default();
+    let nameless = |why: Garbled| undecoded::<R>(None, &why.0);
+    let objects = list.items.iter().map(|item| seen::<R>(item).map_or_else(nameless, |(seen, _)| seen));
+    Ok(Page { objects: objects.collect(), version, next })
 }
 
-fn decode<R: Resource>(object: serde_json::Result<R::Object>, name: impl FnOnce() -> Option<ObjectName>) -> Seen {
-    match object {
+/// What a refusal says: as the API server writes it, or in any other form.
+pub(super) fn refusal(code: u16, body: Bytes) -> Status {
+    let said = unwrapped(body.clone()).and_then(|raw| Ok(Status::from(proto::Status::decode(raw)?)));
+    let message = said.map_or_else(|_| String::from_utf8_lossy(&body).trim().to_owned(), |status| status.message);
+    Status { code, message }
+}
+
+/// An object without what wraps it.
+fn unwrapped(mut bytes: Bytes) -> Result<Bytes, Garbled> {
+    if !bytes.starts_with(MAGIC) {
+        let beginning = String::from_utf8_lossy(&bytes[..bytes.len().min(40)]).into_owned();
+        return Err(Garbled(format!("not protobuf of Kubernetes but {beginning:?}")));
+    }
+    bytes.advance(MAGIC.len());
+    Ok(proto::Unknown::decode(bytes)?.raw)
+}
+
+/// Decodes an object, which may fail, and its version, without which there is no going on.
+fn seen<R: Resource>(raw: &Bytes) -> Result<(Seen, String), Garbled> {
+    match R::Object::decode(raw.clone()) {
         Ok(object) => {
-            let converted = R::convert(&object);
-            Seen { name: subject(&converted).map(|(_, name)| name.clone()), converted }
+            let version = object.version().to_owned();
+            let converted = R::convert(object);
+            Ok((Seen { name: subject(&converted).map(|(_, name)| name.clone()), converted }, version))
         }
         Err(error) => {
-            let name = name();
-            let shown = name.as_ref().map_or_else(|| "?".to_owned(), ObjectName::to_string);
-            let text = format!("cannot be decoded, so what is known of it stays: {error}");
-            Seen { name, converted: report(format!("{} {shown}", noun(R::KIND)), text) }
+            let head = head(raw)?;
+            Ok((undecoded::<R>(object_name(&head), &error.to_string()), head.resource_version))
         }
     }
+}
+
+fn undecoded<R: Resource>(name: Option<ObjectName>, why: &str) -> Seen {
+    let shown = name.as_ref().map_or_else(|| "?".to_owned(), ObjectName::to_string);
+    let text = format!("cannot be decoded, so what is known of it stays: {why}");
+    Seen { name, converted: report(format!("{} {shown}", noun(R::KIND)), text) }
 }
 
 fn gone<R: Resource>(name: Option<ObjectName>) -> Seen {
     let converted = match &name {
         Some(name) => removal(R::KIND, name.clone()),
-        None => report(format!("{} ?", noun(R::KIND)), "was deleted, but its name cannot be decoded".to_owned()),
+        None => report(format!("{} ?", noun(R::KIND)), "was deleted, but it has no name".to_owned()),
     };
     Seen { name, converted }
 }
 
-/// The name of a line's object, whatever the rest of it looks like.
-fn name(text: &[u8]) -> Option<ObjectName> {
-    serde_json::from_slice::<Envelope<Named>>(text).ok()?.object.metadata.object_name()
+fn head(raw: &Bytes) -> Result<proto::HeadMetadata, Garbled> {
+    Ok(proto::Head::decode(raw.clone())?.metadata.unwrap_or_default())
 }
 
-/// A line of a watch. Its type decides what its object is.
-#[derive(Deserialize)]
-struct Envelope<T> {
-    #[serde(rename = "type")]
-    kind: EventType,
-    object: T,
+fn object_name(head: &proto::HeadMetadata) -> Option<ObjectName> {
+    (!head.name.is_empty()).then(|| ObjectName::new(&*head.namespace, &*head.name))
 }
 
-#[derive(Deserialize, Clone, Copy)]
-#[serde(rename_all = "UPPERCASE")]
-enum EventType {
-    Added,
-    Modified,
-    Deleted,
-    Bookmark,
-    Error,
-    #[serde(other)]
-    Unknown,
-}
-
-/// What is needed of any object to go on.
-#[derive(Deserialize)]
-struct Head {
-    #[serde(default)]
-    metadata: HeadMetadata,
-}
-
-#[derive(Deserialize, Default)]
-struct HeadMetadata {
-    #[serde(rename = "resourceVersion", default)]
-    version: String,
-    #[serde(default, deserialize_with = "nullable")]
-    annotations: HeadAnnotations,
-}
-
-#[derive(Deserialize, Default)]
-struct HeadAnnotations {
-    #[serde(rename = "k8s.io/initial-events-end")]
-    initial_events_end: Option<IgnoredAny>,
-}
-
-#[derive(Deserialize)]
-struct Named {
-    metadata: NameMetadata,
-}
-
-#[derive(Deserialize)]
-struct NameMetadata {
-    namespace: String,
-    name: String,
-}
-
-impl NameMetadata {
-    fn object_name(self) -> Option<ObjectName> {
-        (!self.name.is_empty()).then(|| ObjectName::new(self.namespace, self.name))
+impl From<proto::Status> for Status {
+    fn from(proto::Status { message, code }: proto::Status) -> Self {
+        Self { code: u16::try_from(code).unwrap_or_default(), message }
     }
-}
-
-#[derive(Deserialize)]
-#[serde(bound = "T: DeserializeOwned")]
-struct List<T> {
-    metadata: ListMetadata,
-    #[serde(default, deserialize_with = "nullable")]
-    items: Vec<T>,
-}
-
-#[derive(Deserialize)]
-struct ListMetadata {
-    #[serde(rename = "resourceVersion", default)]
-    version: String,
-    #[serde(rename = "continue", default)]
-    next: String,
-}
-
-impl<T> List<T> {
-    fn into_page(self, object: impl FnMut(T) -> Seen) -> Page {
-        let ListMetadata { version, next } = self.metadata;
-        Page { objects: self.items.into_iter().map(object).collect(), version, next }
-    }
-}
-
-/// Absent and null are both "not set": Go writes an empty list as null.
-fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(d: D) -> Result<T, D::Error> {
-    Option::<T>::deserialize(d).map(Option::unwrap_or_default)
 }
 
 #[cfg(test)]
