@@ -2,7 +2,7 @@
 //! clock, no unsafe code, no Kubernetes client.
 //!
 //! ```text
-//! input ─ convert ─▶ Change ─▶ Forwarding(Cluster) ─ routes ─▶ lower ─▶ Objects ─▶ Ledger ─▶ Tx
+//! input ─ convert ─▶ Change ─▶ Forwarding(Cluster) ─ routes ─▶ seat(Slots) ─▶ lower ─▶ Objects ─▶ Ledger ─▶ Tx
 //! ```
 //!
 //! `model ← input ← cluster ← forward ← lower/{bpf, nft}`; [`ledger`] and [`slots`] stand alone; [`plan`] joins a lowering with
