@@ -1,6 +1,7 @@
 //! All integration tests, in one binary.
 
 mod e2e;
+mod kubeproxy;
 mod node;
 mod scenarios;
 mod tidy;

@@ -4,6 +4,7 @@
 //! test's own. RBAC is on: a proxy that runs with [`User::KubeProxy`]'s kubeconfig has the rights that Kubernetes gives to
 //! kube-proxy and no more.
 
+pub mod api;
 pub mod binaries;
 pub mod process;
 #[cfg(test)]
@@ -23,6 +24,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+pub use api::Api;
 pub use binaries::{Binaries, binaries};
 pub use process::{Netns, Process};
 
@@ -219,16 +221,26 @@ impl ControlPlane {
 
     /// Runs kubectl as admin, beside the API server, and returns what it printed. `stdin` is for `apply -f -`.
     pub fn kubectl(&self, args: &[&str], stdin: Option<&str>) -> Result<String> {
+        let mut command = self.kubectl_command();
+        command.args(args);
+        run(command, stdin).with_context(|| format!("kubectl {}", args.join(" ")))
+    }
+
+    /// A way to the API server that takes no process for every request.
+    pub fn api(&self) -> Result<Api> {
+        Api::start(self.kubectl_command(), self.path.join("api.socket"), self.netns.clone(), self.etcd_port)
+    }
+
+    fn kubectl_command(&self) -> Command {
         let mut command = self.command(&self.binaries.kubectl);
         command
             .arg(format!("--kubeconfig={}", self.path.join("admin.loopback.kubeconfig").display()))
             .arg(format!("--cache-dir={}", self.path.join("kubectl").display()))
-            // A server that accepts and never answers must fail a test, not hang it. A later flag among `args` wins.
+            // A server that accepts and never answers must fail a test, not hang it. A later flag wins.
             .arg("--request-timeout=60s")
-            .args(args)
             // The user's own settings for kubectl are none of a test's business.
             .env("KUBERC", "off");
-        run(command, stdin).with_context(|| format!("kubectl {}", args.join(" ")))
+        command
     }
 
     /// Makes a Node with these addresses. kube-proxy does not start to serve before its own Node has one.

@@ -111,11 +111,17 @@ fn connect_by(fd: &OwnedFd, dst: SocketAddr, deadline: Instant) -> io::Result<()
         Err(Errno::EINPROGRESS) => {}
         Err(errno) => return Err(errno.into()),
     }
+    // An ICMPv6 error that came while connect(2) was at work ends nothing before the SYN is sent again, a second later.
+    pending_error(fd)?;
     let mut ready = [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)];
     let millis = left(deadline)?.as_millis().saturating_add(1);
     if poll(&mut ready, PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX))? == 0 {
         return Err(ErrorKind::TimedOut.into());
     }
+    pending_error(fd)
+}
+
+fn pending_error(fd: &OwnedFd) -> io::Result<()> {
     match socket::getsockopt(fd, sockopt::SocketError)? {
         0 => Ok(()),
         errno => Err(io::Error::from_raw_os_error(errno)),

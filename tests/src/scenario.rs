@@ -32,13 +32,35 @@
 //! sees the sender's own address; `evenly` asks executors with real packets for as many as it takes to see that each backend gets
 //! its share.
 //!
+//! Real kube-proxy is an executor too. Where it does something else, and that is on purpose, a line below the expectation says what
+//! it does, in one of its modes or in both, and why:
+//!
+//! ```text
+//! a1 -> 10.96.0.10:81/tcp => untouched
+//!   kube-proxy nftables => refused because REASON
+//! a1 -> 10.96.0.12:80/tcp => untouched
+//!   kube-proxy => refused because REASON
+//! ```
+//!
+//! kube-proxy must then do that, and not what is expected of the others: a difference that is gone is an error. For scenarios with
+//! objects that the API server refuses there is a line above the first section:
+//!
+//! | line | what it means |
+//! |---|---|
+//! | `kube-proxy: objects past the API server because REASON` | what it refuses is written into its storage, as an older release may have left it; kube-proxy gets it from the API server like the rest |
+//! | `kube-proxy: not run because REASON` | kube-proxy is not tried |
+//!
+//! `docs/datapath.md` lists every REASON in the same words.
+//!
 //! Scenarios are written in IPv4 and carried out in either family: see [`family`]. `families: v4` is for what has a meaning in
 //! IPv4 only, `families: both` for what is dual-stack itself.
 
 pub mod behaviours;
 pub mod family;
+pub mod kubeproxy;
 pub mod packets;
 mod parse;
+mod probing;
 pub mod run;
 pub mod simulated;
 #[cfg(test)]
@@ -69,8 +91,44 @@ pub struct Scenario {
     pub family: Option<Family>,
     /// The behaviours that it shows, by their [IDs](behaviours).
     pub ids: Vec<String>,
+    /// How kube-proxy is run on it.
+    pub kube_proxy: KubeProxy,
     /// What it does, in order.
     pub steps: Vec<Step>,
+}
+
+/// How real kube-proxy is run on a scenario.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum KubeProxy {
+    /// From objects that the API server takes.
+    Run,
+    /// From objects of which the API server refuses some, for this reason: those are written into its storage.
+    PastApiServer(String),
+    /// Not at all, for this reason.
+    NotRun(String),
+}
+
+/// A mode of kube-proxy.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum KubeProxyMode {
+    /// iptables.
+    Iptables,
+    /// nftables.
+    Nftables,
+}
+
+impl KubeProxyMode {
+    /// All that run here.
+    pub const ALL: [KubeProxyMode; 2] = [KubeProxyMode::Iptables, KubeProxyMode::Nftables];
+}
+
+impl fmt::Display for KubeProxyMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            KubeProxyMode::Iptables => "iptables",
+            KubeProxyMode::Nftables => "nftables",
+        })
+    }
 }
 
 /// One section of a file.
@@ -154,6 +212,19 @@ pub struct Expectation {
     pub protocol: Protocol,
     /// What becomes of it.
     pub outcome: Outcome,
+    /// Where kube-proxy differs on purpose: at most one for each of its modes.
+    pub differences: Vec<Difference>,
+}
+
+/// What kube-proxy does instead.
+#[derive(Clone, Debug)]
+pub struct Difference {
+    /// In these modes.
+    pub modes: Vec<KubeProxyMode>,
+    /// What becomes of the packets.
+    pub outcome: Outcome,
+    /// Why that is not what is wanted.
+    pub reason: String,
 }
 
 /// What an expectation wants.
@@ -208,6 +279,33 @@ impl Expectation {
     pub fn flow(&self, source: Host) -> Flow {
         let source = source.address(Family::of(self.destination.ip()));
         Flow { source, destination: self.destination, protocol: self.protocol }
+    }
+
+    /// Where kube-proxy differs, if the proxy under test is kube-proxy.
+    pub fn difference(&self, kube_proxy: Option<KubeProxyMode>) -> Option<&Difference> {
+        self.differences.iter().find(|difference| kube_proxy.is_some_and(|mode| difference.modes.contains(&mode)))
+    }
+
+    /// What is expected of the proxy under test.
+    pub fn wanted(&self, kube_proxy: Option<KubeProxyMode>) -> &Outcome {
+        self.difference(kube_proxy).map_or(&self.outcome, |difference| &difference.outcome)
+    }
+
+    /// Whether this is what is expected of the proxy under test. A difference that is gone must not stay on paper.
+    pub fn holds(&self, observed: &Observed, kube_proxy: Option<KubeProxyMode>) -> bool {
+        let differs = self.difference(kube_proxy).is_none() || !observed.satisfies(&self.outcome);
+        differs && observed.satisfies(self.wanted(kube_proxy))
+    }
+}
+
+impl Outcome {
+    /// The backends that it names.
+    pub fn backends(&self) -> impl Iterator<Item = &SocketAddr> {
+        let backends = match self {
+            Outcome::Backends { backends, .. } => Some(backends),
+            Outcome::Untouched | Outcome::Refused => None,
+        };
+        backends.into_iter().flatten()
     }
 }
 

@@ -10,14 +10,15 @@ use anyhow::{Context, Result, bail};
 use crate::packages::{self, Package};
 use crate::run;
 
-const PACKAGES: [Package; 7] = [
+const PACKAGES: [Package; 8] = [
     Package { name: "gcc", why: "links the program" },
     Package { name: "pkg-config", why: "finds the libraries below" },
     Package { name: "libmnl-dev", why: "netlink, which libnftnl needs" },
     Package { name: "libnftnl-dev", why: "nftables rules over netlink" },
     Package { name: "iproute2", why: "makes the lab's network namespaces" },
     Package { name: "netbase", why: "names of protocols, for what nft lists" },
-    Package { name: "nftables", why: "lists what is programmed, as a check from outside" },
+    Package { name: "nftables", why: "lists what is programmed, as a check from outside; kube-proxy runs it" },
+    Package { name: "iptables", why: "kube-proxy runs it, which the scenarios are tried on too" },
 ];
 
 #[derive(clap::Args)]

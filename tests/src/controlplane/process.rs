@@ -49,6 +49,18 @@ impl Netns {
         Ok(Self { name: name.to_owned(), file: Arc::new(file), inode })
     }
 
+    /// A connection to a port of 127.0.0.1 in it.
+    pub(super) fn connect(&self, port: u16) -> Result<TcpStream> {
+        let connect = || -> Result<TcpStream> {
+            self.enter().context("cannot enter it (root is needed)")?;
+            TcpStream::connect((Ipv4Addr::LOCALHOST, port)).with_context(|| format!("port {port} of 127.0.0.1"))
+        };
+        // A thread of its own, because entering a network namespace is for good; the connection stays in it.
+        thread::scope(|scope| scope.spawn(connect).join())
+            .map_err(|_| anyhow!("panicked"))?
+            .with_context(|| format!("network namespace {}", self.name))
+    }
+
     /// Moves the calling thread here, for good. Makes system calls and nothing else.
     fn enter(&self) -> nix::Result<()> {
         // Only root may enter a namespace, even the one that it is in.

@@ -2,6 +2,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 
 use super::binaries::parse_version;
 use super::{ControlPlane, Options, User, bind_address, first_of, url};
@@ -75,6 +76,20 @@ fn serves_limits_rights_and_survives_a_restart() -> Result<()> {
     plane.add_node("one", &["10.1.0.1".parse()?, "fd00::1".parse()?])?;
     let node = plane.kubectl(&["get", "node", "one", "-o", "jsonpath={.status.addresses[*].address}"], None)?;
     ensure!(node == "10.1.0.1 fd00::1", "{node}");
+
+    // What it would not take now, its storage may have from an older release: it serves that.
+    let api = plane.api()?;
+    let (services, old) = ("/api/v1/namespaces/default/services", "10.096.000.010");
+    let object = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "old", "namespace": "default"},
+        "spec": {"clusterIP": old, "clusterIPs": [old], "ports": [{"port": 80}]},
+    });
+    let refused = api.request("POST", services, Some(&object))?;
+    ensure!(refused.status == 422 && refused.clone().accepted("old").is_err(), "{refused:?}");
+    api.store("/registry/services/specs/default/old", &object)?;
+    let stored = api.request("GET", &format!("{services}/old"), None)?.accepted("old")?;
+    ensure!(stored["spec"]["clusterIP"] == old && stored["spec"]["type"] == "ClusterIP", "{stored}");
+    api.request("DELETE", &format!("{services}/old"), None)?.accepted("old")?;
 
     let may = |verb: &str, kind: &str| -> Result<bool> {
         let kubeconfig = plane.kubeconfig(User::KubeProxy);

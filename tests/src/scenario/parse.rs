@@ -8,14 +8,16 @@ use proxy_core::cluster::Kind;
 use proxy_core::model::{Family, ObjectName};
 use serde::Deserialize;
 
-use super::{Action, Expectation, Host, Manifest, Object, Outcome, Scenario, Step, behaviours, family};
+use super::{
+    Action, Difference, Expectation, Host, KubeProxy, KubeProxyMode, Manifest, Object, Outcome, Scenario, Step, behaviours, family,
+};
 
 /// A file's scenarios: one for each family that it is for.
 pub(super) fn scenarios(name: &str, text: &str) -> Result<Vec<Scenario>> {
     let header = header(text).map_err(|error| at(name, error))?;
     let one = |text: &str, family| -> Result<Scenario> {
         let steps = steps(text).map_err(|error| at(name, error))?;
-        Ok(Scenario { name: name.into(), family, ids: header.ids.clone(), steps })
+        Ok(Scenario { name: name.into(), family, ids: header.ids.clone(), kube_proxy: header.kube_proxy.clone(), steps })
     };
     match header.families {
         Families::Each => Ok(vec![one(text, Some(Family::V4))?, one(&family::to_v6(text), Some(Family::V6))?]),
@@ -34,6 +36,7 @@ fn at(name: &str, (line, error): Wrong) -> Error {
 struct Header {
     ids: Vec<String>,
     families: Families,
+    kube_proxy: KubeProxy,
 }
 
 enum Families {
@@ -44,7 +47,7 @@ enum Families {
 
 /// The lines above the first section.
 fn header(text: &str) -> Result<Header, Wrong> {
-    let mut header = Header { ids: Vec::new(), families: Families::Each };
+    let mut header = Header { ids: Vec::new(), families: Families::Each, kube_proxy: KubeProxy::Run };
     let mut said = false;
     for (line, content) in numbered(text).take_while(|(_, content)| !content.starts_with("--- ")) {
         let wrong = |error| (line, error);
@@ -58,14 +61,31 @@ fn header(text: &str) -> Result<Header, Wrong> {
                 "both" => Families::Both,
                 other => return Err(wrong(anyhow!("families: {other:?}: want v4 or both, or leave the line out"))),
             };
+        } else if let Some(how) = content.strip_prefix("kube-proxy:") {
+            header.kube_proxy = kube_proxy(how).map_err(wrong)?;
         } else if content.starts_with('#') {
             said = true;
         } else if !content.is_empty() {
-            return Err(wrong(anyhow!("{content:?}: want a comment, ids:, families: or a section")));
+            return Err(wrong(anyhow!("{content:?}: want a comment, ids:, families:, kube-proxy: or a section")));
         }
     }
     let missing = if said { "ids: of the behaviours that this shows" } else { "a comment that says what this shows" };
     if said && !header.ids.is_empty() { Ok(header) } else { Err((1, anyhow!("missing: {missing}"))) }
+}
+
+fn kube_proxy(text: &str) -> Result<KubeProxy> {
+    let (how, reason) = because(text)?;
+    match how {
+        "objects past the API server" => Ok(KubeProxy::PastApiServer(reason)),
+        "not run" => Ok(KubeProxy::NotRun(reason)),
+        other => bail!("{other:?}: want \"objects past the API server\" or \"not run\""),
+    }
+}
+
+/// What is said, and why.
+fn because(text: &str) -> Result<(&str, String)> {
+    let (what, reason) = text.split_once(" because ").context("want ... because REASON")?;
+    Ok((what.trim(), reason.trim().to_owned()))
 }
 
 fn numbered(text: &str) -> impl Iterator<Item = (usize, &str)> {
@@ -93,7 +113,7 @@ fn step(line: usize, word: &str, lines: &[(usize, &str)]) -> Result<Step, Wrong>
     let action = match word {
         "apply" => Action::Apply(manifests(lines)?),
         "delete" => Action::Delete(each(lines, reference)?),
-        "expect" => Action::Expect(each(lines, expectation)?),
+        "expect" => Action::Expect(expectations(lines)?),
         "restart" | "kill" | "start" => {
             if let Some((line, content)) = content_of(lines).next() {
                 return Err((line, anyhow!("{content:?}: {word} has no content")));
@@ -158,18 +178,56 @@ fn reference(_: usize, content: &str) -> Result<(Kind, ObjectName)> {
     Ok((kind, ObjectName::new(namespace, name)))
 }
 
+fn expectations(lines: &[(usize, &str)]) -> Result<Vec<Expectation>, Wrong> {
+    let mut expectations: Vec<Expectation> = Vec::new();
+    for (line, content) in content_of(lines) {
+        let wrong = |error| (line, error);
+        match (content.trim_start().strip_prefix("kube-proxy "), expectations.last_mut()) {
+            (Some(text), Some(expectation)) => difference(text, expectation).map_err(wrong)?,
+            (Some(_), None) => return Err(wrong(anyhow!("kube-proxy differs from an expectation: want one above"))),
+            (None, _) => expectations.push(expectation(line, content).map_err(wrong)?),
+        }
+    }
+    Ok(expectations)
+}
+
+/// Adds a difference to the expectation above it.
+fn difference(text: &str, expectation: &mut Expectation) -> Result<()> {
+    let (mode, text) = text.split_once("=>").context("want kube-proxy [MODE] => OUTCOME because REASON")?;
+    let modes = match mode.trim() {
+        "" => KubeProxyMode::ALL.to_vec(),
+        one => vec![kube_proxy_mode(one)?],
+    };
+    let (outcome, reason) = because(text)?;
+    let outcome = self::outcome(outcome)?;
+    ensure!(outcome != expectation.outcome, "{outcome}: that is no difference");
+    let twice = modes.iter().find(|mode| expectation.difference(Some(**mode)).is_some());
+    ensure!(twice.is_none(), "two differences of one mode");
+    of_family(&outcome, expectation.destination)?;
+    expectation.differences.push(Difference { modes, outcome, reason });
+    Ok(())
+}
+
+fn kube_proxy_mode(name: &str) -> Result<KubeProxyMode> {
+    let found = KubeProxyMode::ALL.into_iter().find(|mode| mode.to_string() == name);
+    found.with_context(|| format!("{name:?}: want iptables, nftables or, for both, nothing"))
+}
+
 fn expectation(line: usize, content: &str) -> Result<Expectation> {
     let (flow, outcome) = content.split_once("=>").context("want SOURCE -> ADDRESS:PORT/PROTOCOL => OUTCOME")?;
     let (sources, destination) = flow.split_once("->").context("want SOURCE -> ADDRESS:PORT/PROTOCOL")?;
     let (destination, protocol) = destination.trim().split_once('/').context("want ADDRESS:PORT/PROTOCOL")?;
     let protocol = protocol.parse().map_err(|()| anyhow!("{protocol:?}: want tcp, udp or sctp"))?;
     let sources = sources.split(',').map(|name| host(name.trim())).collect::<Result<Vec<_>>>()?;
-    let expectation = Expectation { line, sources, destination: socket(destination)?, protocol, outcome: self::outcome(outcome)? };
-    if let Outcome::Backends { backends, .. } = &expectation.outcome {
-        let other = backends.iter().find(|backend| backend.is_ipv4() != expectation.destination.is_ipv4());
-        ensure!(other.is_none(), "{other:?}: not of the destination's family");
-    }
-    Ok(expectation)
+    let (destination, outcome) = (socket(destination)?, self::outcome(outcome)?);
+    of_family(&outcome, destination)?;
+    Ok(Expectation { line, sources, destination, protocol, outcome, differences: Vec::new() })
+}
+
+fn of_family(outcome: &Outcome, destination: SocketAddr) -> Result<()> {
+    let other = outcome.backends().find(|backend| backend.is_ipv4() != destination.is_ipv4());
+    ensure!(other.is_none(), "{other:?}: not of the destination's family");
+    Ok(())
 }
 
 fn host(name: &str) -> Result<Host> {

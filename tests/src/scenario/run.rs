@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use proxy_core::cluster::Kind;
 use proxy_core::model::ObjectName;
 
-use super::{Action, Expectation, Host, Manifest, Outcome, Scenario};
+use super::{Action, Expectation, Host, KubeProxyMode, Manifest, Outcome, Scenario};
 
 /// An expectation, from one of its sources.
 pub type Probe<'a> = (Host, &'a Expectation);
@@ -34,6 +34,11 @@ pub trait Executor {
 
     /// What is programmed, for the report of a failure.
     fn state(&mut self) -> String;
+
+    /// The mode of kube-proxy, if the proxy under test is kube-proxy: then its [differences](super::Difference) count.
+    fn kube_proxy(&self) -> Option<KubeProxyMode> {
+        None
+    }
 }
 
 /// What became of packets.
@@ -109,22 +114,24 @@ fn check(expectations: &[Expectation], executor: &mut dyn Executor) -> Result<()
     let each = |expectation| move |source: &Host| (*source, expectation);
     let probes: Vec<Probe> = expectations.iter().flat_map(|e| e.sources.iter().map(each(e))).collect();
     let observed = executor.observe(&probes)?;
-    if probes.iter().zip(&observed).all(|((_, expectation), observed)| observed.satisfies(&expectation.outcome)) {
+    let kube_proxy = executor.kube_proxy();
+    if probes.iter().zip(&observed).all(|((_, expectation), observed)| expectation.holds(observed, kube_proxy)) {
         return Ok(());
     }
-    bail!("not as expected\n{}\n{}", table(&probes, &observed), executor.state());
+    bail!("not as expected\n{}\n{}", table(&probes, &observed, kube_proxy), executor.state());
 }
 
 /// A listing of what was expected and what was seen.
-fn table(probes: &[Probe], observed: &[Observed]) -> String {
+fn table(probes: &[Probe], observed: &[Observed], kube_proxy: Option<KubeProxyMode>) -> String {
     let mut lines = vec![["line".into(), "flow".into(), "expected".into(), "actual".into()]];
     for ((source, expectation), observed) in probes.iter().zip(observed) {
         let protocol = expectation.protocol.to_string().to_lowercase();
-        let good = observed.satisfies(&expectation.outcome);
+        let good = expectation.holds(observed, kube_proxy);
+        let differs = expectation.difference(kube_proxy).map_or("", |_| " (a difference)");
         lines.push([
             format!("{} {}", if good { "  " } else { "✗ " }, expectation.line),
             format!("{} -> {}/{protocol}", source.name, expectation.destination),
-            expectation.outcome.to_string(),
+            format!("{}{differs}", expectation.wanted(kube_proxy)),
             if good { "as expected".into() } else { observed.to_string() },
         ]);
     }
