@@ -1,6 +1,7 @@
 //! Services and EndpointSlices from a Kubernetes API server. The only module that names a Kubernetes client.
 
 mod failure;
+mod list;
 mod proto;
 mod watch;
 mod wire;

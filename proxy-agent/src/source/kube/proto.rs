@@ -49,37 +49,11 @@ pub(super) struct HeadMetadata {
     pub(super) resource_version: String,
 }
 
-/// An object that carries nothing but a version.
-#[derive(Message)]
-pub(super) struct Bookmark {
-    #[prost(message, optional, tag = "1")]
-    pub(super) metadata: Option<BookmarkMetadata>,
-}
-
-#[derive(Message)]
-pub(super) struct BookmarkMetadata {
-    #[prost(string, tag = "6")]
-    pub(super) resource_version: String,
-    #[prost(btree_map = "string, string", tag = "12")]
-    pub(super) annotations: BTreeMap<String, String>,
-}
-
-/// A list of anything.
-#[derive(Message)]
-pub(super) struct List {
-    #[prost(message, optional, tag = "1")]
-    pub(super) metadata: Option<ListMetadata>,
-    /// Decoded one by one, so that one which cannot be costs only itself.
-    #[prost(bytes = "bytes", repeated, tag = "2")]
-    pub(super) items: Vec<Bytes>,
-}
-
+/// The head of a list.
 #[derive(Message)]
 pub(super) struct ListMetadata {
     #[prost(string, tag = "2")]
     pub(super) resource_version: String,
-    #[prost(string, tag = "3")]
-    pub(super) next: String,
 }
 
 /// Why a request was refused.

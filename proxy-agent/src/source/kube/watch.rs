@@ -1,7 +1,8 @@
 //! The watch of one resource: a complete list, then what changes, for ever.
 //!
-//! The list comes as the beginning of the watch (a streaming list): one object at a time, from the API server's cache, and
-//! consistent. A server that does not know that (before 1.32, or with the feature off) is asked for pages.
+//! The list is one answer, decoded as it arrives. Without a version in the request it is consistent, and a server of 1.31 or later
+//! gives it from its cache; it costs the server a third of what a list as the beginning of a watch does (`sendInitialEvents`), which
+//! sends every object through its watch machinery.
 //!
 //! The frames of a watch are read here rather than by `kube::runtime::watcher`: it hides when a connection works again, takes an
 //! object that does not decode for a broken watch, and starts a new list at a version that may be older than what is known.
@@ -16,23 +17,20 @@ use ::kube::client::Body;
 use ::kube::core::Request;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use proxy_core::model::ObjectName;
 use tokio::time::timeout;
 
 use super::failure::{Backoff, Failure, Journal, Kind, random};
-use super::wire::{ACCEPT, ACCEPT_WATCH, Frame, Garbled, Page, Resource, Seen, frame, page, refusal, take_frame};
+use super::list::List;
+use super::wire::{ACCEPT, ACCEPT_WATCH, Frame, Garbled, Resource, Seen, frame, refusal, take_frame};
 use super::{KubeConfig, Link};
 use crate::source::{Closed, Event, Sender, send};
 
-/// How long a watch may take to begin, and a page of a list to come. The server gives up on a list after 60 s.
+/// How long an answer may take to begin, and a list to go on. The server gives up on a list after 60 s.
 const ANSWER: Duration = Duration::from_secs(70);
 /// A watch has a bookmark every minute: one that is silent for longer has lost its server.
 const SILENCE: Duration = Duration::from_secs(100);
 /// A watch that has been open for so long works, even if it has had nothing to say.
 const SETTLED: Duration = Duration::from_secs(5);
-/// Objects in a page of a list, about a megabyte of JSON. Larger pages are not faster, and take more memory.
-const PAGE: u32 = 500;
-
 /// Why a watch is not read any further.
 enum Stop {
     Closed,
@@ -60,15 +58,13 @@ pub(super) struct Watch<R> {
     backoff: Backoff,
     /// Where to go on; `None` before the first complete list and after the server has forgotten that version.
     version: Option<String>,
-    /// Whether the next list is asked for as the beginning of the watch.
-    streaming: bool,
     resource: PhantomData<R>,
 }
 
 impl<R: Resource> Watch<R> {
     pub(super) fn new(config: KubeConfig, Link { client, server }: Link, events: Sender) -> Self {
         let journal = Journal::new(R::PLURAL, server);
-        Self { config, client, events, journal, backoff: Backoff::default(), version: None, streaming: true, resource: PhantomData }
+        Self { config, client, events, journal, backoff: Backoff::default(), version: None, resource: PhantomData }
     }
 
     /// Watches until nobody listens.
@@ -117,50 +113,34 @@ impl<R: Resource> Watch<R> {
     /// One list, if needed, and one watch.
     async fn session(&mut self) -> Result<(), Stop> {
         if self.version.is_none() {
-            if self.streaming {
-                match self.follow().await {
-                    // A server that has no streaming lists says so, or never comes to the end of one.
-                    Err(Stop::Failed(failure)) if self.version.is_none() && matches!(failure.kind, Kind::Refused | Kind::Garbled) => {
-                        tracing::debug!("watch of {}: no streaming list, asking for pages: {}", R::PLURAL, failure.text);
-                        self.streaming = false;
-                    }
-                    other => return other,
-                }
-            }
             self.list().await?;
-            self.streaming = true;
         }
         self.follow().await
     }
 
-    /// A complete list in pages. A failure between pages starts it over.
+    /// A complete list.
     async fn list(&mut self) -> Result<(), Stop> {
-        let (start, mut listed, mut next) = (Instant::now(), HashSet::new(), None);
-        loop {
-            let Page { objects, version, next: following } = self.page(next).await?;
-            self.works();
-            for Seen { name, converted } in objects {
-                listed.extend(name);
-                send(&self.events, Event::Object(converted)).await?;
-            }
-            if following.is_empty() {
-                return self.complete(listed, version, start).await;
-            }
-            next = Some(following);
-        }
-    }
-
-    async fn page(&self, next: Option<String>) -> Result<Page, Failure> {
+        let (start, mut list, mut listed) = (Instant::now(), List::default(), HashSet::new());
         let params = ListParams {
             label_selector: Some(R::LABELS.to_owned()),
             field_selector: R::FIELDS.map(str::to_owned),
-            limit: Some(PAGE),
-            continue_token: next,
             ..ListParams::default()
         };
         let request = Request::new(R::PATH).list(&params).map_err(::kube::Error::BuildRequest)?;
-        let body = timeout(ANSWER, async { Ok::<_, Failure>(collected(self.ask(request, ACCEPT).await?).await?) });
-        Ok(page::<R>(body.await.map_err(|_| no_answer(ANSWER))??)?)
+        let mut body = timeout(ANSWER, self.ask(request, ACCEPT)).await.map_err(|_| no_answer(ANSWER))??;
+        while let Some(data) = timeout(ANSWER, data(&mut body)).await.map_err(|_| no_answer(ANSWER))?? {
+            list.push(&data);
+            while let Some(Seen { name, converted }) = list.next::<R>()? {
+                listed.extend(name);
+                send(&self.events, Event::Object(converted)).await?;
+            }
+        }
+        let version = list.end()?;
+        self.works();
+        tracing::info!("{}: {} listed in {:.1?}", R::PLURAL, listed.len(), start.elapsed());
+        send(&self.events, Event::Listed(R::KIND, listed)).await?;
+        self.version = Some(version);
+        Ok(())
     }
 
     /// The body of an answer, if the server does not refuse.
@@ -174,28 +154,12 @@ impl<R: Resource> Watch<R> {
         Ok(answer.into_body())
     }
 
-    async fn complete(&mut self, listed: HashSet<ObjectName>, version: String, start: Instant) -> Result<(), Stop> {
-        if version.is_empty() {
-            return Err(Failure::new(Kind::Garbled, "a list without a resourceVersion").into());
-        }
-        tracing::info!("{}: {} listed in {:.1?}", R::PLURAL, listed.len(), start.elapsed());
-        send(&self.events, Event::Listed(R::KIND, listed)).await?;
-        self.version = Some(version);
-        Ok(())
-    }
-
-    /// One watch, until its connection ends. Without a version to go on from, it begins with a complete list.
+    /// One watch from the version that has been reached, until its connection ends.
     async fn follow(&mut self) -> Result<(), Stop> {
-        let start = Instant::now();
-        let mut listed = self.version.is_none().then(HashSet::new);
         let mut frames = Frames { body: self.open().await?, read: BytesMut::new() };
         loop {
             let bytes = match self.next(&mut frames).await {
                 Ok(Some(bytes)) => bytes,
-                Ok(None) if listed.is_some() => {
-                    return Err(Failure::new(Kind::Garbled, "the connection ended before the list was complete").into());
-                }
-                Err(failure) if listed.is_some() => return Err(failure.into()),
                 Ok(None) => return Ok(()),
                 // A broken connection costs nothing if the next one works; if not, that one has the better story.
                 Err(failure) => {
@@ -204,18 +168,11 @@ impl<R: Resource> Watch<R> {
                 }
             };
             match frame::<R>(bytes).map_err(|garbled| self.garbled(garbled))? {
-                Frame::Object(seen, version) => {
-                    self.seen(seen, version, listed.as_mut(), |listed, name| listed.insert(name)).await?;
+                Frame::Object(Seen { converted, .. }, version) | Frame::Gone(Seen { converted, .. }, version) => {
+                    self.reached(version);
+                    send(&self.events, Event::Object(converted)).await?;
                 }
-                Frame::Gone(seen, version) => {
-                    self.seen(seen, version, listed.as_mut(), |listed, name| listed.remove(&name)).await?;
-                }
-                Frame::Bookmark(version, true) => {
-                    if let Some(listed) = listed.take() {
-                        self.complete(listed, version, start).await?;
-                    }
-                }
-                Frame::Bookmark(version, false) => self.reached(version, listed.is_none()),
+                Frame::Bookmark(version) => self.reached(version),
                 Frame::Failed(status) => return Err(self.refused(status.into()).into()),
                 Frame::Unknown => {}
             }
@@ -230,9 +187,8 @@ impl<R: Resource> Watch<R> {
             // Not the same for all nodes, or they would all come back together.
             timeout: Some(300 + (300.0 * random()) as u32),
             bookmarks: true,
-            send_initial_events: self.version.is_none(),
+            ..WatchParams::default()
         };
-        // No version means: not older than the moment of the request. So a new list never goes back in time.
         let version = self.version.as_deref().unwrap_or_default();
         let request = Request::new(R::PATH).watch(&params, version).map_err(::kube::Error::BuildRequest)?;
         let answer = timeout(ANSWER, self.ask(request, ACCEPT_WATCH)).await.map_err(|_| no_answer(ANSWER))?;
@@ -254,23 +210,8 @@ impl<R: Resource> Watch<R> {
         }
     }
 
-    async fn seen(
-        &mut self,
-        seen: Seen,
-        version: String,
-        listed: Option<&mut HashSet<ObjectName>>,
-        note: impl FnOnce(&mut HashSet<ObjectName>, ObjectName) -> bool,
-    ) -> Result<(), Closed> {
-        // Until the list is complete there is nothing to go on from.
-        self.reached(version, listed.is_none());
-        if let (Some(listed), Some(name)) = (listed, seen.name) {
-            note(listed, name);
-        }
-        send(&self.events, Event::Object(seen.converted)).await
-    }
-
-    fn reached(&mut self, version: String, is_listed: bool) {
-        if is_listed && !version.is_empty() {
+    fn reached(&mut self, version: String) {
+        if !version.is_empty() {
             self.version = Some(version);
         }
     }
@@ -304,6 +245,16 @@ async fn collected(body: Body) -> Result<Bytes, Failure> {
     Ok(body.collect().await?.to_bytes())
 }
 
+/// The next piece of an answer; `None` at its end.
+async fn data(body: &mut Body) -> Result<Option<Bytes>, Failure> {
+    while let Some(part) = body.frame().await {
+        if let Ok(data) = part?.into_data() {
+            return Ok(Some(data));
+        }
+    }
+    Ok(None)
+}
+
 /// Frames of a watch.
 struct Frames {
     body: Body,
@@ -318,14 +269,10 @@ impl Frames {
             if let Some(frame) = take_frame(&mut self.read)? {
                 return Ok(Some(frame));
             }
-            match self.body.frame().await {
+            match data(&mut self.body).await? {
                 // A frame without its end was cut off.
                 None => return Ok(None),
-                Some(part) => {
-                    if let Ok(data) = part?.into_data() {
-                        self.read.extend_from_slice(&data);
-                    }
-                }
+                Some(data) => self.read.extend_from_slice(&data),
             }
         }
     }

@@ -17,11 +17,9 @@ pub(super) const ACCEPT: &str = "application/vnd.kubernetes.protobuf";
 pub(super) const ACCEPT_WATCH: &str = "application/vnd.kubernetes.protobuf;stream=watch";
 
 /// Begins every object that stands by itself.
-const MAGIC: &[u8] = b"k8s\0";
-/// Marks the end of the list that a watch begins with.
-const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
-/// The longest frame that is believed: etcd takes objects of 1.5 MiB.
-const LONGEST: usize = 64 << 20;
+pub(super) const MAGIC: &[u8] = b"k8s\0";
+/// The longest object that is believed: etcd takes 1.5 MiB.
+pub(super) const LONGEST: usize = 64 << 20;
 
 /// One of the resources that are watched.
 pub(super) trait Resource: Send + 'static {
@@ -89,23 +87,12 @@ pub(super) enum Frame {
     Object(Seen, String),
     /// An object is gone, or no longer selected.
     Gone(Seen, String),
-    /// Nothing happened up to this version; `true` where the initial list is complete with it.
-    Bookmark(String, bool),
+    /// Nothing happened up to this version.
+    Bookmark(String),
     /// The watch has failed.
     Failed(Status),
     /// A type that a later version of the API may bring.
     Unknown,
-}
-
-/// A page of a list.
-#[derive(PartialEq, Debug)]
-pub(super) struct Page {
-    /// Its objects.
-    pub(super) objects: Vec<Seen>,
-    /// What to watch from.
-    pub(super) version: String,
-    /// Where the next page begins; empty for the last one.
-    pub(super) next: String,
 }
 
 /// Why a request was refused.
@@ -153,22 +140,10 @@ pub(super) fn frame<R: Resource>(bytes: Bytes) -> Result<Frame, Garbled> {
             let head = head(&object()?)?;
             Frame::Gone(gone::<R>(object_name(&head)), head.resource_version)
         }
-        "BOOKMARK" => {
-            let metadata = proto::Bookmark::decode(object()?)?.metadata.unwrap_or_default();
-            Frame::Bookmark(metadata.resource_version, metadata.annotations.contains_key(INITIAL_EVENTS_END))
-        }
+        "BOOKMARK" => Frame::Bookmark(head(&object()?)?.resource_version),
         "ERROR" => Frame::Failed(proto::Status::decode(object()?)?.into()),
         _ => Frame::Unknown,
     })
-}
-
-/// Decodes a page of a list.
-pub(super) fn page<R: Resource>(bytes: Bytes) -> Result<Page, Garbled> {
-    let list = proto::List::decode(unwrapped(bytes)?)?;
-    let proto::ListMetadata { resource_version: version, next } = list.metadata.unwrap_or_default();
-    let nameless = |why: Garbled| undecoded::<R>(None, &why.0);
-    let objects = list.items.iter().map(|item| seen::<R>(item).map_or_else(nameless, |(seen, _)| seen));
-    Ok(Page { objects: objects.collect(), version, next })
 }
 
 /// What a refusal says: as the API server writes it, or in any other form.
@@ -181,15 +156,20 @@ pub(super) fn refusal(code: u16, body: Bytes) -> Status {
 /// An object without what wraps it.
 fn unwrapped(mut bytes: Bytes) -> Result<Bytes, Garbled> {
     if !bytes.starts_with(MAGIC) {
-        let beginning = String::from_utf8_lossy(&bytes[..bytes.len().min(40)]).into_owned();
-        return Err(Garbled(format!("not protobuf of Kubernetes but {beginning:?}")));
+        return Err(no_magic(&bytes));
     }
     bytes.advance(MAGIC.len());
     Ok(proto::Unknown::decode(bytes)?.raw)
 }
 
+/// Something else than an object.
+pub(super) fn no_magic(bytes: &[u8]) -> Garbled {
+    let beginning = String::from_utf8_lossy(&bytes[..bytes.len().min(40)]).into_owned();
+    Garbled(format!("not protobuf of Kubernetes but {beginning:?}"))
+}
+
 /// Decodes an object, which may fail, and its version, without which there is no going on.
-fn seen<R: Resource>(raw: &Bytes) -> Result<(Seen, String), Garbled> {
+pub(super) fn seen<R: Resource>(raw: &Bytes) -> Result<(Seen, String), Garbled> {
     match R::Object::decode(raw.clone()) {
         Ok(object) => {
             let version = object.version().to_owned();
@@ -203,7 +183,7 @@ fn seen<R: Resource>(raw: &Bytes) -> Result<(Seen, String), Garbled> {
     }
 }
 
-fn undecoded<R: Resource>(name: Option<ObjectName>, why: &str) -> Seen {
+pub(super) fn undecoded<R: Resource>(name: Option<ObjectName>, why: &str) -> Seen {
     let shown = name.as_ref().map_or_else(|| "?".to_owned(), ObjectName::to_string);
     let text = format!("cannot be decoded, so what is known of it stays: {why}");
     Seen { name, converted: report(format!("{} {shown}", noun(R::KIND)), text) }

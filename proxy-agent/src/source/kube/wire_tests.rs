@@ -1,6 +1,7 @@
 use bytes::BufMut;
 use proxy_core::model::{Change, Protocol};
 
+use super::super::list::List;
 use super::*;
 
 /// A field with bytes in it: a text, or a message of such fields. Written by hand, so that the tags are said twice.
@@ -67,10 +68,22 @@ fn watched<R: Resource>(kind: &str, object: &[u8]) -> Result<Frame, Garbled> {
     frame::<R>([text(1, kind), field(2, &field(1, &wrapped(object)))].concat().into())
 }
 
-fn listed<R: Resource>(items: &[&[u8]]) -> Result<Page, Garbled> {
+fn list(items: &[&[u8]]) -> Vec<u8> {
     let items: Vec<u8> = items.iter().flat_map(|item| field(2, item)).collect();
     let metadata = field(1, &[text(1, ""), text(2, "99"), text(3, "token"), number(4, 7)].concat());
-    page::<R>(wrapped(&[metadata, items].concat()).into())
+    wrapped(&[metadata, items].concat())
+}
+
+/// Reads a list in pieces of so many bytes.
+fn listed<R: Resource>(bytes: &[u8], piece: usize) -> Result<(Vec<Seen>, String), Garbled> {
+    let (mut list, mut objects) = (List::default(), Vec::new());
+    for piece in bytes.chunks(piece) {
+        list.push(piece);
+        while let Some(seen) = list.next::<R>()? {
+            objects.push(seen);
+        }
+    }
+    Ok((objects, list.end()?))
 }
 
 fn web() -> ObjectName {
@@ -110,9 +123,8 @@ fn a_deletion_needs_no_more_than_the_name() -> Result<(), Garbled> {
 
 #[test]
 fn bookmarks_errors_and_types_to_come() -> Result<(), Garbled> {
-    let bookmark = |annotations: &[u8]| watched::<Services>("BOOKMARK", &field(1, &[&text(6, "12"), annotations].concat()));
-    assert_eq!(bookmark(&[])?, Frame::Bookmark("12".into(), false));
-    assert_eq!(bookmark(&entry(12, "k8s.io/initial-events-end", "true"))?, Frame::Bookmark("12".into(), true));
+    let bookmark = watched::<Services>("BOOKMARK", &field(1, &[text(6, "12"), entry(12, "k8s.io/anything", "true")].concat()))?;
+    assert_eq!(bookmark, Frame::Bookmark("12".into()));
     let status = [text(2, "Failure"), text(3, "too old"), text(4, "Expired"), number(6, 410)].concat();
     assert_eq!(watched::<Services>("ERROR", &status)?, Frame::Failed(Status { code: 410, message: "too old".into() }));
     assert_eq!(watched::<Services>("SOMETHING", &[])?, Frame::Unknown);
@@ -131,23 +143,44 @@ fn an_object_that_does_not_decode_is_a_problem_with_its_name_and_the_watch_goes_
 #[test]
 fn a_list_survives_an_item_that_does_not_decode() -> Result<(), Garbled> {
     let nameless = field(1, b"\xff");
-    let page = listed::<Services>(&[&service("a"), &broken("broken"), &nameless, &service("b")])?;
-    assert_eq!((page.version.as_str(), page.next.as_str()), ("99", "token"));
-    let names: Vec<_> = page.objects.iter().map(|seen| seen.name.as_ref().map(|name| name.name.to_string())).collect();
+    let bytes = list(&[&service("a"), &broken("broken"), &nameless, &service("b")]);
+    let (objects, version) = listed::<Services>(&bytes, usize::MAX)?;
+    assert_eq!(version, "99");
+    let names: Vec<_> = objects.iter().map(|seen| seen.name.as_ref().map(|name| name.name.to_string())).collect();
     assert_eq!(names, [Some("a".into()), Some("broken".into()), None, Some("b".into())]);
-    let served: Vec<_> = page.objects.iter().map(|seen| seen.converted.change.is_some()).collect();
+    let served: Vec<_> = objects.iter().map(|seen| seen.converted.change.is_some()).collect();
     assert_eq!(served, [true, false, false, true]);
-    assert!(page.objects[1].converted.problems[0].to_string().starts_with("service shop/broken: "));
+    assert!(objects[1].converted.problems[0].to_string().starts_with("service shop/broken: "));
     Ok(())
 }
 
 #[test]
-fn a_list_without_items_is_empty() -> Result<(), Garbled> {
-    assert_eq!(listed::<EndpointSlices>(&[])?.objects, []);
-    assert_eq!(listed::<EndpointSlices>(&[&slice()])?.objects.len(), 1);
-    let Err(Garbled(why)) = page::<Services>("<html>".into()) else { panic!("a page") };
-    assert!(why.contains("<html>"), "{why}");
+fn a_list_is_read_in_any_pieces() -> Result<(), Garbled> {
+    let bytes = list(&[&slice(), &slice(), &broken("broken")]);
+    let whole = listed::<EndpointSlices>(&bytes, usize::MAX)?;
+    assert_eq!(whole.0.len(), 3);
+    for piece in [1, 2, 3, 7, 100, 1000] {
+        assert_eq!(listed::<EndpointSlices>(&bytes, piece)?, whole, "{piece}");
+    }
+    assert_eq!(listed::<EndpointSlices>(&list(&[]), 1)?, (Vec::new(), "99".to_owned()));
     Ok(())
+}
+
+/// What is not in a list counts as gone: a list that was cut off must not be taken for a complete one.
+#[test]
+fn a_list_that_was_cut_off_is_none() {
+    let bytes = list(&[&slice(), &slice()]);
+    // What follows the list are empty texts.
+    let complete = bytes.len() - 4;
+    for end in 0..complete {
+        let Err(Garbled(why)) = listed::<EndpointSlices>(&bytes[..end], usize::MAX) else { panic!("complete after {end} bytes") };
+        assert!(why.contains("before the list was complete"), "{end}: {why}");
+    }
+    assert!(listed::<EndpointSlices>(&bytes[..complete], usize::MAX).is_ok());
+    for (no_list, reason) in [(&b"<html>"[..], "<html>"), (&[MAGIC, &number(2, 1), &[0]].concat(), "wire type 0")] {
+        let Err(Garbled(why)) = listed::<Services>(no_list, usize::MAX) else { panic!("a list") };
+        assert!(why.contains(reason), "{why}");
+    }
 }
 
 #[test]
