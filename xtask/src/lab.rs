@@ -128,7 +128,8 @@ impl Sum {
     }
 }
 
-fn cargo() -> Command {
+/// The cargo that runs us, in the workspace.
+pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(crate::workspace());
     command

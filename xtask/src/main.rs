@@ -2,6 +2,7 @@
 
 mod ebpf;
 mod lab;
+mod microbench;
 mod packages;
 mod run;
 
@@ -22,6 +23,8 @@ enum Command {
     Ebpf(ebpf::Args),
     /// Show the main job in a lab of network namespaces: real connections through virtual IPs, and what is programmed
     Demo(lab::DemoArgs),
+    /// Count what core's decisions cost, and compare with the baseline
+    Microbench(microbench::Args),
     /// Install the system packages that building and testing need
     Packages,
     /// Run all tests
@@ -32,6 +35,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Ebpf(args) => ebpf::run(&args),
         Command::Demo(args) => lab::demo(&args),
+        Command::Microbench(args) => microbench::run(&args),
         Command::Packages => lab::packages(),
         Command::Test(args) => lab::test(&args),
     }
