@@ -10,8 +10,9 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
+use std::hash::Hash;
 
 /// Objects by key.
 pub type Objects<K, V> = BTreeMap<K, V>;
@@ -65,6 +66,16 @@ impl<K: fmt::Display, V: fmt::Display> fmt::Display for Step<K, V> {
     }
 }
 
+/// An object of which something is left to do.
+#[derive(Debug)]
+struct Entry<V> {
+    state: State<V>,
+    /// Its key is in the queue.
+    queued: bool,
+    /// The last round in which it was found there: an entry that was gone and came again is there twice.
+    round: u64,
+}
+
 /// What is wanted of an object, and what the kernel is believed to hold.
 #[derive(Debug)]
 enum State<V> {
@@ -74,8 +85,10 @@ enum State<V> {
     Missing(V),
     /// Desired (first); the kernel holds another (second).
     Differs(V, V),
-    /// The kernel holds it and nobody wants it, since this round.
-    Unwanted(V, u64),
+    /// The kernel holds it and nobody wants it.
+    Unwanted(V),
+    /// The same since this round, and it is not to be deleted yet.
+    Lingering(V, u64),
     /// Not desired, and the kernel holds nothing. Only while steps are under way.
     Absent,
 }
@@ -86,11 +99,11 @@ pub struct Ledger<K, V> {
     /// What was observed at the start and nobody has asked for yet.
     found: Objects<K, V>,
     /// Objects of which something is left to do, now or later.
-    open: BTreeMap<K, State<V>>,
+    open: HashMap<K, Entry<V>>,
     /// How many Services want each of the keys that several may want.
     owners: BTreeMap<K, usize>,
-    /// Keys of `open` that are due.
-    dirty: BTreeSet<K>,
+    /// Keys of `open` that may be due.
+    queue: Vec<K>,
     /// Keys that became unwanted and linger, with the round in which they did; some may be wanted again.
     lingering: VecDeque<(u64, K)>,
     /// Keys that the kernel refused: left alone until they change or [`retry`](Self::retry).
@@ -111,14 +124,14 @@ pub struct Kinds<K> {
     pub is_shared: fn(&K) -> bool,
 }
 
-impl<K: Ord + Clone, V: Eq + Clone> Ledger<K, V> {
+impl<K: Ord + Hash + Clone, V: Eq + Clone> Ledger<K, V> {
     /// A ledger that starts from what the kernel holds. Nothing of that is deleted before [`disown`](Self::disown).
     pub fn new(observed: Objects<K, V>, kinds: Kinds<K>) -> Self {
         Self {
             found: observed,
-            open: BTreeMap::new(),
+            open: HashMap::new(),
             owners: BTreeMap::new(),
-            dirty: BTreeSet::new(),
+            queue: Vec::new(),
             lingering: VecDeque::new(),
             refused: BTreeSet::new(),
             settled: Vec::new(),
@@ -170,7 +183,7 @@ impl<K: Ord + Clone, V: Eq + Clone> Ledger<K, V> {
     /// Somebody wants `value`; `old` is what was wanted and, without an entry that says otherwise, is held.
     fn desire(&mut self, key: K, old: Option<V>, value: V) {
         let believed = match self.open.get(&key) {
-            Some(state) => state.believed().cloned(),
+            Some(entry) => entry.state.believed().cloned(),
             None => old.or_else(|| self.found.remove(&key)),
         };
         self.refused.remove(&key);
@@ -180,43 +193,70 @@ impl<K: Ord + Clone, V: Eq + Clone> Ledger<K, V> {
     /// Nobody wants it any more; without an entry that says otherwise, the kernel holds `old`.
     fn let_go(&mut self, key: K, old: V) {
         self.refused.remove(&key);
-        let believed = self.open.get(&key).map_or(Some(old), |state| state.believed().cloned());
-        let state = believed.map_or(State::Absent, |believed| State::Unwanted(believed, self.round));
+        let believed = self.open.get(&key).map_or(Some(old), |entry| entry.state.believed().cloned());
+        self.unwanted(key, believed);
+    }
+
+    /// Nobody wants it, and the kernel holds `believed`.
+    fn unwanted(&mut self, key: K, believed: Option<V>) {
+        let state = match believed {
+            None => State::Absent,
+            Some(believed) if (self.kinds.lingers)(&key) => {
+                self.lingering.push_back((self.round, key.clone()));
+                State::Lingering(believed, self.round)
+            }
+            Some(believed) => State::Unwanted(believed),
+        };
         self.put(key, state);
     }
 
-    /// Enters a state, and when something is to be done about it.
+    /// Enters a state, or forgets one that leaves nothing to do.
     fn put(&mut self, key: K, state: State<V>) {
-        match &state {
-            State::Held(_) | State::Absent => {
-                self.dirty.remove(&key);
-                if !self.under_way {
-                    self.open.remove(&key);
-                    return;
-                }
-                self.settled.push(key.clone());
+        if !state.is_open() {
+            if !self.under_way {
+                self.open.remove(&key);
+                return;
             }
-            State::Unwanted(_, since) if (self.kinds.lingers)(&key) => {
-                self.dirty.remove(&key);
-                self.lingering.push_back((*since, key.clone()));
-            }
-            State::Missing(_) | State::Differs(..) | State::Unwanted(..) => drop(self.dirty.insert(key.clone())),
+            self.settled.push(key.clone());
         }
-        self.open.insert(key, state);
+        let due = state.is_due();
+        let queue = match self.open.get_mut(&key) {
+            Some(entry) => {
+                entry.state = state;
+                let queue = due && !entry.queued;
+                entry.queued |= due;
+                queue
+            }
+            None => {
+                self.open.insert(key.clone(), Entry { state, queued: due, round: 0 });
+                due
+            }
+        };
+        if queue {
+            self.queue.push(key);
+        }
     }
 
     /// All Services have been told of: what was observed and nobody wants may go.
     pub fn disown(&mut self) {
         for (key, value) in std::mem::take(&mut self.found) {
-            self.put(key, State::Unwanted(value, self.round));
+            self.unwanted(key, Some(value));
         }
     }
 
-    /// What is left to do now, in the order of keys. Ends a round. Steps are settled before the next are asked for.
+    /// What is left to do now, in no order. Ends a round. Steps are settled before the next are asked for.
     pub fn due(&mut self) -> Vec<Step<K, V>> {
         self.round += 1;
-        let dirty = self.dirty.iter().filter(|key| !self.refused.contains(key));
-        let steps: Vec<_> = dirty.filter_map(|key| self.open.get(key)?.step(key)).collect();
+        let (round, open, refused, mut steps) = (self.round, &mut self.open, &self.refused, Vec::with_capacity(self.queue.len()));
+        self.queue.retain(|key| {
+            let Some(entry) = open.get_mut(key).filter(|entry| entry.round != round) else { return false };
+            (entry.round, entry.queued) = (round, entry.state.is_due());
+            if entry.queued && !refused.contains(key) {
+                steps.extend(entry.state.step(key));
+            }
+            // It stays until it is settled.
+            entry.queued
+        });
         self.under_way |= !steps.is_empty();
         steps
     }
@@ -235,13 +275,14 @@ impl<K: Ord + Clone, V: Eq + Clone> Ledger<K, V> {
     pub fn sweep(&mut self, round: u64) -> Vec<Step<K, V>> {
         let mut steps = Vec::new();
         while let Some((since, key)) = self.lingering.pop_front_if(|(since, _)| *since < round) {
-            let still = self.open.get(&key).filter(|state| matches!(state, State::Unwanted(_, s) if *s == since));
-            // A key that was wanted and let go again within a round is here twice.
-            if let Some(step) = still.and_then(|state| state.step(&key))
-                && self.dirty.insert(key)
-            {
-                steps.push(step);
-            }
+            // One that was wanted again has another state; if it was let go again since, it is here once more.
+            let value = match self.open.get(&key).map(|entry| &entry.state) {
+                Some(State::Lingering(value, s)) if *s == since => value.clone(),
+                _ => continue,
+            };
+            let state = State::Unwanted(value);
+            steps.extend(state.step(&key));
+            self.put(key, state);
         }
         self.under_way |= !steps.is_empty();
         steps
@@ -255,7 +296,7 @@ impl<K: Ord + Clone, V: Eq + Clone> Ledger<K, V> {
             let key = step.key();
             if refused.contains(key) {
                 // What has changed since has not been refused yet.
-                if self.open.get(key).and_then(|state| state.step(key)).is_some_and(|now| now == *step) {
+                if self.open.get(key).and_then(|entry| entry.state.step(key)).is_some_and(|now| now == *step) {
                     self.refused.insert(key.clone());
                 }
                 continue;
@@ -267,21 +308,26 @@ impl<K: Ord + Clone, V: Eq + Clone> Ledger<K, V> {
             }
         }
         for key in std::mem::take(&mut self.settled) {
-            if matches!(self.open.get(&key), Some(State::Held(_) | State::Absent)) {
+            if self.open.get(&key).is_some_and(|entry| !entry.state.is_open()) {
                 self.open.remove(&key);
             }
         }
+        let open = &self.open;
+        self.queue.retain(|key| open.contains_key(key));
     }
 
     /// The kernel holds `held` under `key`.
     fn learn(&mut self, key: &K, held: Option<&V>) {
-        let Some(state) = self.open.get(key) else { return };
-        let state = match (state.desired(), held) {
-            (Some(desired), held) => State::wanted(desired.clone(), held.cloned()),
-            (None, Some(held)) => State::Unwanted(held.clone(), self.round),
-            (None, None) => State::Absent,
-        };
-        self.put(key.clone(), state);
+        let Some(entry) = self.open.get(key) else { return };
+        match entry.state.desired() {
+            // Mostly what was wanted is what is done.
+            Some(desired) if held == Some(desired) => drop(self.open.remove(key)),
+            Some(desired) => {
+                let state = State::wanted(desired.clone(), held.cloned());
+                self.put(key.clone(), state);
+            }
+            None => self.unwanted(key.clone(), held.cloned()),
+        }
     }
 
     /// What the kernel refused and is still wanted, or unwanted and still there.
@@ -299,8 +345,8 @@ impl<K: Ord + Clone, V: Eq + Clone> Ledger<K, V> {
     /// What the kernel is believed to hold, given everything that is `desired`.
     pub fn believed(&self, mut desired: Objects<K, V>) -> Objects<K, V> {
         desired.extend(self.found.clone());
-        for (key, state) in &self.open {
-            match state.believed() {
+        for (key, entry) in &self.open {
+            match entry.state.believed() {
                 Some(believed) => desired.insert(key.clone(), believed.clone()),
                 None => desired.remove(key),
             };
@@ -319,26 +365,36 @@ impl<V: Eq + Clone> State<V> {
         }
     }
 
+    /// Whether anything is left to do, now or later.
+    fn is_open(&self) -> bool {
+        !matches!(self, State::Held(_) | State::Absent)
+    }
+
+    /// Whether it is to be done now.
+    fn is_due(&self) -> bool {
+        matches!(self, State::Missing(_) | State::Differs(..) | State::Unwanted(_))
+    }
+
     fn desired(&self) -> Option<&V> {
         match self {
             State::Held(value) | State::Missing(value) | State::Differs(value, _) => Some(value),
-            State::Unwanted(..) | State::Absent => None,
+            State::Unwanted(_) | State::Lingering(..) | State::Absent => None,
         }
     }
 
     fn believed(&self) -> Option<&V> {
         match self {
-            State::Held(value) | State::Unwanted(value, _) | State::Differs(_, value) => Some(value),
+            State::Held(value) | State::Unwanted(value) | State::Lingering(value, _) | State::Differs(_, value) => Some(value),
             State::Missing(_) | State::Absent => None,
         }
     }
 
     fn step<K: Clone>(&self, key: &K) -> Option<Step<K, V>> {
         match self {
-            State::Held(_) | State::Absent => None,
+            State::Held(_) | State::Lingering(..) | State::Absent => None,
             State::Missing(value) => Some(Step::Add(key.clone(), value.clone())),
             State::Differs(desired, believed) => Some(Step::Replace(key.clone(), desired.clone(), believed.clone())),
-            State::Unwanted(value, _) => Some(Step::Delete(key.clone(), value.clone())),
+            State::Unwanted(value) => Some(Step::Delete(key.clone(), value.clone())),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The vocabulary: Services, EndpointSlices and their parts, reduced to what decides about packets.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -237,12 +238,33 @@ impl EndpointState {
 }
 
 /// An address and port, without the flow label and scope that [`SocketAddr`] has: there are hundreds of thousands of them.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+/// Ordered by address, then port.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 pub struct Address {
     /// The address.
     pub ip: IpAddr,
     /// The port number.
     pub port: u16,
+}
+
+impl Ord for Address {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (rank(self.ip), self.port).cmp(&(rank(other.ip), other.port))
+    }
+}
+
+impl PartialOrd for Address {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// In the order of addresses, IPv4 first, as numbers: much is sorted, and comparing byte by byte is what that would cost.
+fn rank(ip: IpAddr) -> (bool, u128) {
+    match ip {
+        IpAddr::V4(ip) => (false, u128::from(u32::from(ip))),
+        IpAddr::V6(ip) => (true, ip.into()),
+    }
 }
 
 impl From<SocketAddr> for Address {
@@ -270,7 +292,7 @@ impl fmt::Debug for Address {
 }
 
 /// An address, port and protocol that is served. Ordered by address, then port, then protocol.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Frontend {
     /// Virtual IP.
     pub ip: IpAddr,
@@ -278,6 +300,18 @@ pub struct Frontend {
     pub port: u16,
     /// Transport protocol.
     pub protocol: Protocol,
+}
+
+impl Ord for Frontend {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (rank(self.ip), self.port, self.protocol).cmp(&(rank(other.ip), other.port, other.protocol))
+    }
+}
+
+impl PartialOrd for Frontend {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 impl fmt::Display for Frontend {

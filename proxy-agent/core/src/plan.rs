@@ -42,8 +42,11 @@ impl<L: Lowering> Plan<L> {
         for name in names {
             let ports = forwarding.routes(name).into_iter().filter(|(frontend, _)| self.lowering.serves(Family::of(frontend.ip)));
             let former = self.slots.seat(name, ports.map(seated).collect());
-            self.objects(name, &former, &mut before);
-            self.objects(name, self.slots.of(name), &mut after);
+            // What became of an endpoint that was not usable and is not now changes nothing.
+            if *former != *self.slots.of(name) {
+                self.objects(name, &former, &mut before);
+                self.objects(name, self.slots.of(name), &mut after);
+            }
         }
         before.sort_by(|(a, _), (b, _)| a.cmp(b));
         after.sort_by(|(a, _), (b, _)| a.cmp(b));

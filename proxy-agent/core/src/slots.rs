@@ -7,7 +7,6 @@
 mod tests;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::mem::take;
 use std::sync::Arc;
 
 use crate::model::{Address, Frontend, ObjectName};
@@ -47,24 +46,24 @@ pub struct Slots {
 pub type Observed = (u32, BTreeMap<u32, Address>);
 
 impl Slots {
-    /// Seats the backends (each once) of all ports of a Service, changed as little as possible from where they were. The seats
-    /// come in the order of `ports`; those of other ports of the Service are given up. Returns the seats that it had before.
+    /// Seats the backends (sorted, each once) of all ports of a Service, changed as little as possible from where they were. The
+    /// seats come in the order of `ports`; those of other ports of the Service are given up. Returns the seats that it had before.
     pub fn seat(&mut self, service: &ObjectName, ports: Vec<(PortKey, Vec<Address>)>) -> Box<[Seat]> {
         let before = self.services.remove(service).unwrap_or_default();
         let found = self.found.remove(service).unwrap_or_default();
-        // Few per Service: looked for one by one.
-        let mut former: Vec<Seat> = before.iter().cloned().chain(found).collect();
+        let former = || before.iter().chain(&found);
         let mut seats = Vec::with_capacity(ports.len());
         for (key, backends) in ports {
-            let mut seat = match former.iter().position(|seat| seat.key == key) {
-                Some(place) => former.swap_remove(place),
-                None => Seat { key, id: self.new_id(), slots: Box::default() },
-            };
-            seat.slots = reseat(take(&mut seat.slots), backends);
-            seats.push(seat);
+            // Few per Service: looked for one by one.
+            seats.push(match former().find(|seat| seat.key == key) {
+                Some(Seat { id, slots, .. }) => Seat { key, id: *id, slots: reseat(slots, backends) },
+                None => Seat { key, id: self.new_id(), slots: backends.into() },
+            });
         }
-        for seat in &former {
-            self.ids.remove(&seat.id);
+        for seat in former() {
+            if seats.iter().all(|kept| kept.id != seat.id) {
+                self.ids.remove(&seat.id);
+            }
         }
         if !seats.is_empty() {
             self.services.insert(service.clone(), seats.into());
@@ -106,18 +105,20 @@ impl Slots {
     }
 }
 
-/// The backends, each in the slot that it has in `slots` if it has one.
-fn reseat(slots: Box<[Address]>, backends: Vec<Address>) -> Box<[Address]> {
-    if slots.is_empty() {
-        return backends.into();
+/// The backends (sorted, each once), each in the slot that it has in `slots` if it has one.
+fn reseat(slots: &[Address], backends: Vec<Address>) -> Box<[Address]> {
+    let mut seated = vec![false; backends.len()];
+    let mut stays = Vec::with_capacity(slots.len());
+    for slot in slots {
+        let place = backends.binary_search(slot).ok();
+        place.iter().for_each(|place| seated[*place] = true);
+        stays.push(place.is_some());
     }
-    let mut slots = Vec::from(slots);
-    let wanted: HashSet<Address> = backends.iter().copied().collect();
-    let seated: HashSet<Address> = slots.iter().copied().collect();
-    let mut newcomers = backends.into_iter().filter(|b| !seated.contains(b));
+    let mut newcomers = backends.iter().zip(&seated).filter(|(_, seated)| !**seated).map(|(backend, _)| *backend);
+    let mut slots = slots.to_vec();
     let mut i = 0;
     while i < slots.len() {
-        if wanted.contains(&slots[i]) {
+        if stays[i] {
             i += 1;
         } else if let Some(newcomer) = newcomers.next() {
             slots[i] = newcomer;
@@ -125,6 +126,7 @@ fn reseat(slots: Box<[Address]>, backends: Vec<Address>) -> Box<[Address]> {
         } else {
             // The one that moves in is looked at next: it may have to go as well.
             slots.swap_remove(i);
+            stays.swap_remove(i);
         }
     }
     slots.extend(newcomers);

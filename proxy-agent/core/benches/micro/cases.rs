@@ -11,9 +11,7 @@ use proxy_core::model::{Change, Family, ObjectName};
 use crate::alloc::resident;
 use crate::meter::{Meter, Row};
 use crate::objects;
-use crate::subject::{
-    Diff, Lower, Selected, Whole, convert_one_service, convert_one_slice, routes, select, service_object, slice_object,
-};
+use crate::subject::{Diff, Lower, Selected, Whole, convert_one_service, convert_one_slice, routes, select, service_object, slice_object};
 
 /// Changes that are measured, each of another Service.
 const CHANGES: u32 = 1_000;

@@ -190,6 +190,6 @@ fn what_is_in_place_is_not_kept() {
     ledger.want("web", &[(3, 'n')]);
     ledger.commit(&[]);
     ledger.sweep();
-    let Ledger { found, open, dirty, lingering, settled, .. } = &ledger.ledger;
-    assert!(found.is_empty() && open.is_empty() && dirty.is_empty() && lingering.is_empty() && settled.is_empty(), "{ledger:?}");
+    let Ledger { found, open, queue, lingering, settled, .. } = &ledger.ledger;
+    assert!(found.is_empty() && open.is_empty() && queue.is_empty() && lingering.is_empty() && settled.is_empty(), "{ledger:?}");
 }

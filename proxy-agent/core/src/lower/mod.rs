@@ -5,6 +5,7 @@ pub mod nft;
 
 use std::collections::BTreeMap;
 use std::fmt::{Debug, Display};
+use std::hash::Hash;
 
 use crate::forward::{Flow, Verdict};
 use crate::ledger::{Objects, Step};
@@ -23,7 +24,7 @@ pub type StepOf<L> = Step<<L as Lowering>::Key, <L as Lowering>::Value>;
 /// How one kernel mechanism holds the routes.
 pub trait Lowering: Debug + Send {
     /// Names an object in the kernel.
-    type Key: Ord + Clone + Display + Debug + Send;
+    type Key: Ord + Hash + Clone + Display + Debug + Send;
     /// What the kernel holds under a key.
     type Value: Eq + Clone + Display + Debug + Send;
 

@@ -79,10 +79,10 @@ proptest! {
     /// EP-18: every backend sits once. A slot is rewritten only for a backend that came or went.
     #[test]
     fn everyone_sits_once_and_few_move(sets in prop::collection::vec(btree_set(1u16..12, 0..10), 1..8)) {
-        let mut slots = Box::default();
+        let mut slots: Box<[Address]> = Box::default();
         for set in sets {
             let before: Box<[Address]> = slots;
-            slots = reseat(before.clone(), addrs(set.clone()));
+            slots = reseat(&before, addrs(set.clone()));
             let mut seated = slots.to_vec();
             seated.sort_unstable();
             prop_assert_eq!(&seated, &addrs(set));
