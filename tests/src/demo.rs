@@ -6,11 +6,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::agent::{Agent, DEADLINE, Mode, Source};
 use crate::lab::{Connect, Counts, Lab, LabOptions, Peer, Proto, Seen};
 use crate::manifest::save;
+use crate::programs::Before;
 
 /// The manifests, as they are in the repository.
 const MANIFESTS: [(&str, &str); 3] = [
@@ -60,6 +61,7 @@ pub fn run(mode: Mode, program: Option<PathBuf>, keep: bool) -> Result<()> {
         fs::write(dir.path().join(name), text).with_context(|| name.to_string())?;
     }
     eprintln!("Starting an agent on each node ({mode})");
+    let before = Before::now()?;
     let mut agents = Vec::new();
     for node in [1, 2] {
         let source = Source::Manifests(dir.path().to_path_buf());
@@ -70,20 +72,26 @@ pub fn run(mode: Mode, program: Option<PathBuf>, keep: bool) -> Result<()> {
         agent.start(&lab)?;
         agents.push(agent);
     }
-    for agent in &agents {
+    for agent in &mut agents {
         wait_for(&lab, agent, "10.96.0.10", "10.1.1.3", true)?;
     }
-    let mut held = true;
+    let mut summary = format!("{mode}: ");
+    if mode == Mode::Ebpf {
+        let programs = before.all_loaded_since(agents.len())?;
+        println!("\nAll {programs} programs of the object are in the kernel, for each agent.");
+        summary += &format!("{programs} programs, ");
+    }
+    let mut tally = Tally { held: true, connections: 0 };
     println!("\nConnections, {CONNECTIONS} each:");
-    held &= table(&lab, &CASES)?;
+    table(&lab, &CASES, &mut tally)?;
 
     println!("\nAfter pod b1 has become unready (the file is edited while the agent runs):");
     let edited = MANIFESTS[0].1.replace("10.1.1.3], conditions: {ready: true}", "10.1.1.3], conditions: {ready: false}");
     save(&dir.path().join("web.yaml"), &edited)?;
-    for agent in &agents {
+    for agent in &mut agents {
         wait_for(&lab, agent, "10.96.0.10", "10.1.1.3", false)?;
     }
-    held &= table(&lab, &AFTER)?;
+    table(&lab, &AFTER, &mut tally)?;
 
     println!("\nproxy-agent dump on node1:\n{}", agents[0].dump_as(&lab, &[])?);
     if keep {
@@ -95,39 +103,53 @@ pub fn run(mode: Mode, program: Option<PathBuf>, keep: bool) -> Result<()> {
         let left = agent.dump_as(&lab, &[])?;
         ensure!(left.contains("nothing is programmed"), "cleanup left something:\n{left}");
     }
-    ensure!(held, "not every expectation held");
+    ensure!(tally.held, "not every expectation held");
     println!("All expectations held; everything is removed again.");
+    // What `cargo xtask vm` shows of a demo that succeeded.
+    println!("demo: {summary}{} connections", tally.connections);
     Ok(())
 }
 
-/// Waits until a backend is or is not programmed behind a virtual IP.
-fn wait_for(lab: &Lab, agent: &Agent, vip: &str, backend: &str, wanted: bool) -> Result<()> {
+/// Waits until a backend is or is not programmed behind a virtual IP. An error at once if the agent ends before.
+fn wait_for(lab: &Lab, agent: &mut Agent, vip: &str, backend: &str, wanted: bool) -> Result<()> {
     let programmed = || {
+        if let Some(status) = agent.running()?.ended()? {
+            return Ok(Seen::Done(Some(status)));
+        }
         let services = agent.dump(lab)?;
         let has = |list: &serde_json::Value, ip: &str| list.as_array().is_some_and(|l| l.iter().any(|a| a["ip"] == ip));
         let service = services.as_array().into_iter().flatten().find(|s| has(&s["frontends"], vip));
         let found = service.map(|service| has(&service["backends"], backend));
-        Ok(if found == Some(wanted) { Seen::Done(()) } else { Seen::not_yet(format!("{services:#}")) })
+        Ok(if found == Some(wanted) { Seen::Done(None) } else { Seen::not_yet(format!("{services:#}")) })
     };
     let what = if wanted { "behind" } else { "no longer behind" };
-    lab.wait(DEADLINE, &format!("{backend} {what} {vip}"), programmed).with_context(|| agent.tail())
+    let ended = lab.wait(DEADLINE, &format!("{backend} {what} {vip}"), programmed).with_context(|| agent.tail())?;
+    ended.map_or(Ok(()), |status| bail!("the agent ended ({status})\n{}", agent.tail()))
 }
 
-/// Makes the connections and prints what became of them. Whether all were as expected.
-fn table(lab: &Lab, cases: &[Case]) -> Result<bool> {
+/// What became of all connections together.
+struct Tally {
+    /// Whether all were as expected.
+    held: bool,
+    /// How many were answered or refused.
+    connections: u64,
+}
+
+/// Makes the connections and prints what became of them.
+fn table(lab: &Lab, cases: &[Case], tally: &mut Tally) -> Result<()> {
     println!("  {:<6} {:<24} {:<22} {:<46} ", "FROM", "TO", "EXPECTED", "REACHED");
-    let mut all = true;
     for case in cases {
         let peer = lab.find(case.from)?;
         let dst: SocketAddr = case.to.parse().with_context(|| case.to)?;
         let counts = peer.spray(Connect::new(dst, case.proto), CONNECTIONS)?;
         let (expected, reached) = (expected(case), reached(lab, &counts));
         let held = holds(lab, case, &counts)?;
-        all &= held;
+        tally.held &= held;
+        tally.connections += counts.servers.values().sum::<u64>() + counts.refused;
         let mark = if held { "ok" } else { "WRONG" };
         println!("  {:<6} {:<24} {:<22} {:<46} {mark}", peer_name(peer), format!("{}/{}", case.to, case.proto), expected, reached);
     }
-    Ok(all)
+    Ok(())
 }
 
 fn peer_name(peer: &Peer) -> &str {

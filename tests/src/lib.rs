@@ -9,5 +9,6 @@ pub mod lab;
 pub mod manifest;
 pub mod pod;
 mod probe;
+pub mod programs;
 pub mod scenario;
 mod traffic;

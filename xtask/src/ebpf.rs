@@ -137,7 +137,7 @@ fn rustflags(root: &Path) -> Result<Vec<String>> {
 fn linker() -> Result<PathBuf> {
     let llvm = packages::version("llvm-22-dev").context("llvm-22-dev is not installed")?;
     let name = format!("bpf-linker-{LINKER_VERSION}-llvm-{}", llvm.replace([':', '~', '+'], "-"));
-    let folder = cache()?.join(name);
+    let folder = crate::cache()?.join(name);
     let linker = folder.join("bin/bpf-linker");
     if !linker.exists() {
         eprintln!("Building bpf-linker {LINKER_VERSION} into {} (once, some minutes)", folder.display());
@@ -177,20 +177,8 @@ fn cargo() -> Command {
 fn cargo_home() -> Result<PathBuf> {
     match std::env::var_os("CARGO_HOME") {
         Some(folder) => Ok(folder.into()),
-        None => Ok(home()?.join(".cargo")),
+        None => Ok(crate::home()?.join(".cargo")),
     }
-}
-
-fn cache() -> Result<PathBuf> {
-    let folder = match std::env::var_os("XDG_CACHE_HOME").filter(|folder| Path::new(folder).is_absolute()) {
-        Some(folder) => folder.into(),
-        None => home()?.join(".cache"),
-    };
-    Ok(folder.join("proxy-agent"))
-}
-
-fn home() -> Result<PathBuf> {
-    std::env::home_dir().context("HOME is not set")
 }
 
 fn indent(lines: &str) -> String {

@@ -42,11 +42,16 @@ pub(crate) fn packages() -> Result<()> {
     packages::ensure(&PACKAGES)
 }
 
-/// Builds the agent and the lab and runs the demo in it.
-pub(crate) fn demo(args: &DemoArgs) -> Result<()> {
+/// Builds the agent and the lab, with all that this needs.
+pub(crate) fn build() -> Result<()> {
     packages()?;
     eprintln!("Building the agent and the lab (the first time takes some minutes)");
-    run::run(cargo().args(["build", "--locked", "--package", "proxy-agent", "--package", "proxy-tests", "--bins"]))?;
+    run::run(cargo().args(["build", "--locked", "--package", "proxy-agent", "--package", "proxy-tests", "--bins"]))
+}
+
+/// Builds the agent and the lab and runs the demo in it.
+pub(crate) fn demo(args: &DemoArgs) -> Result<()> {
+    build()?;
     let mut lab = Command::new(built("proxy-lab"));
     lab.args(["demo", "--mode", &args.mode, "--agent"]).arg(built("proxy-agent"));
     if args.keep {
@@ -58,9 +63,7 @@ pub(crate) fn demo(args: &DemoArgs) -> Result<()> {
 /// Runs all tests, those without needs first, and sums up.
 pub(crate) fn test(args: &TestArgs) -> Result<()> {
     let start = Instant::now();
-    packages()?;
-    eprintln!("Building the agent, the lab and the tests (the first time takes some minutes)");
-    run::run(cargo().args(["build", "--locked", "--package", "proxy-agent", "--package", "proxy-tests", "--bins"]))?;
+    build()?;
     if args.filter.is_none() {
         eprintln!("Looking for the control plane of the end-to-end tests");
         run::run(Command::new(built("proxy-lab")).arg("controlplane"))?;
@@ -136,7 +139,7 @@ pub(crate) fn cargo() -> Command {
 }
 
 /// Where cargo puts a program.
-fn built(program: &str) -> PathBuf {
+pub(crate) fn built(program: &str) -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| crate::workspace().join("target"), PathBuf::from);
     target.join("debug").join(program)
 }

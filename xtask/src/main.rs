@@ -5,9 +5,11 @@ mod lab;
 mod microbench;
 mod packages;
 mod run;
+mod vm;
 
 use std::path::{Path, PathBuf};
 
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -29,15 +31,18 @@ enum Command {
     Packages,
     /// Run all tests
     Test(lab::TestArgs),
+    /// Run the demo in virtual machines with the kernels of Debian's releases
+    Vm(vm::Args),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Ebpf(args) => ebpf::run(&args),
         Command::Demo(args) => lab::demo(&args),
         Command::Microbench(args) => microbench::run(&args),
         Command::Packages => lab::packages(),
         Command::Test(args) => lab::test(&args),
+        Command::Vm(args) => vm::run(&args),
     }
 }
 
@@ -46,4 +51,17 @@ fn workspace() -> PathBuf {
     // Cargo sets the variable when it runs us; it is right even for a binary that was compiled in another checkout.
     let here = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
     here.parent().map(Path::to_path_buf).unwrap_or(here)
+}
+
+/// Where things are kept that are dear to make: per user, for all checkouts.
+fn cache() -> Result<PathBuf> {
+    let folder = match std::env::var_os("XDG_CACHE_HOME").filter(|folder| Path::new(folder).is_absolute()) {
+        Some(folder) => folder.into(),
+        None => home()?.join(".cache"),
+    };
+    Ok(folder.join("proxy-agent"))
+}
+
+fn home() -> Result<PathBuf> {
+    std::env::home_dir().context("HOME is not set")
 }

@@ -1,12 +1,15 @@
 //! Waiting for a condition.
 
 use std::time::{Duration, Instant};
-use std::{fmt, thread};
+use std::{env, fmt, thread};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+
+/// How many times as long all is waited for, on a machine that is slow, as an emulated one is.
+const PATIENCE: &str = "PROXY_LAB_PATIENCE";
 
 /// What a condition's function tells of a try: the value, or what it saw instead.
 #[derive(Debug)]
@@ -31,8 +34,10 @@ impl<T> From<Option<T>> for Seen<T> {
 }
 
 /// Calls `observe` until it gives a value, an `Option` or, with words for what it saw instead, a [`Seen`]. An error counts as
-/// "not yet" too. After `deadline` the error says what was awaited and what was seen last.
+/// "not yet" too. After `deadline`, times `PROXY_LAB_PATIENCE` from the environment, the error says what was awaited and what was
+/// seen last.
 pub fn wait<T, S: Into<Seen<T>>>(deadline: Duration, what: &str, mut observe: impl FnMut() -> Result<S>) -> Result<T> {
+    let deadline = deadline * patience()?;
     let end = Instant::now() + deadline;
     let mut pause = FIRST_PAUSE;
     loop {
@@ -47,4 +52,10 @@ pub fn wait<T, S: Into<Seen<T>>>(deadline: Duration, what: &str, mut observe: im
         thread::sleep(pause);
         pause = (pause * 3 / 2).min(LONGEST_PAUSE);
     }
+}
+
+fn patience() -> Result<u32> {
+    let Some(factor) = env::var_os(PATIENCE) else { return Ok(1) };
+    let number = factor.to_str().and_then(|text| text.parse().ok());
+    number.with_context(|| format!("{PATIENCE}={}: a whole number is wanted", factor.display()))
 }

@@ -1,0 +1,106 @@
+//! The demo on other kernels than this machine's, in virtual machines, so that no program is ever written that only the newest
+//! kernel takes.
+
+mod apt;
+mod cpio;
+mod initramfs;
+mod kernel;
+mod machine;
+
+use std::fs;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::builder::PossibleValuesParser;
+
+use crate::lab;
+use crate::packages::{self, Package};
+use initramfs::Programs;
+use kernel::{Kernel, Series};
+
+const PACKAGES: [Package; 3] = [
+    Package { name: "qemu-system-x86", why: "the virtual machines" },
+    Package { name: "busybox-static", why: "the shell in them" },
+    Package { name: "kmod", why: "loads the kernels' modules" },
+];
+
+/// What is run where nothing else is asked for: every dataplane on the real lab.
+const COMMANDS: &str = "proxy-lab demo --mode ebpf\nproxy-lab demo --mode nftables\n";
+
+/// How the demo's closing lines begin.
+const SUMMARY: &str = "demo: ";
+
+/// Every kernel.
+const ALL: &str = "all";
+
+/// How long a machine may take. Emulation takes about a minute.
+const LIMIT: Duration = Duration::from_secs(10 * 60);
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The kernel: a series, or all
+    #[arg(long, default_value = ALL, value_parser = names())]
+    kernel: String,
+    /// What to run instead of the demo, in a shell, with its output shown
+    #[arg(last = true)]
+    command: Vec<String>,
+}
+
+fn names() -> PossibleValuesParser {
+    kernel::SERIES.map(|series| series.name).into_iter().chain([ALL]).into()
+}
+
+/// Boots the kernels, all at once: a machine by itself waits half of its time. An error if anything failed on any.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    ensure!(cfg!(target_arch = "x86_64"), "the kernels are fetched for x86-64 machines, and this is none");
+    packages::ensure(&PACKAGES)?;
+    lab::build()?;
+    let folder = crate::workspace().join("target/vm");
+    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    let programs = Programs::collect(&["proxy-agent", "proxy-lab"].map(lab::built), &["busybox", "modprobe", "ip", "nft"], &folder)?;
+    let wanted: Vec<Series> = kernel::SERIES.into_iter().filter(|series| [series.name, ALL].contains(&&*args.kernel)).collect();
+    let cache = crate::cache()?.join("kernels");
+    let kernel = |series: Series| Kernel::get(series, &cache).with_context(|| format!("Linux {}", series.name));
+    let kernels = wanted.into_iter().map(kernel).collect::<Result<Vec<_>>>()?;
+    let failed: Vec<anyhow::Error> = thread::scope(|scope| {
+        let machines: Vec<_> = kernels.iter().map(|kernel| scope.spawn(|| one(args, &programs, kernel, &folder))).collect();
+        let ends = machines.into_iter().map(|machine| machine.join().unwrap_or_else(|_| bail!("a thread panicked")));
+        ends.filter_map(Result::err).collect()
+    });
+    for error in &failed {
+        eprintln!("{error:#}");
+    }
+    ensure!(failed.is_empty(), "{} of {} kernels failed", failed.len(), kernels.len());
+    Ok(())
+}
+
+fn one(args: &Args, programs: &Programs, kernel: &Kernel, folder: &Path) -> Result<()> {
+    let start = Instant::now();
+    let series = kernel.series.name;
+    let (packed, log) = (folder.join(format!("{series}.initramfs")), folder.join(format!("{series}.log")));
+    let commands = if args.command.is_empty() { COMMANDS.to_owned() } else { args.command.join(" ") };
+    fs::write(&packed, initramfs::pack(programs, &kernel.modules(), &commands)?).with_context(|| packed.display().to_string())?;
+    let echo = (!args.command.is_empty()).then_some(series);
+    let booted = machine::boot(&kernel.image(), &packed, &log, echo, LIMIT);
+    let console = booted.with_context(|| format!("Linux {}", kernel.version))?;
+    println!("Linux {}: {}{} s", kernel.version, summary(&console), start.elapsed().as_secs());
+    Ok(())
+}
+
+/// What the demos said at their end.
+fn summary(console: &str) -> String {
+    console.lines().filter_map(|line| line.strip_prefix(SUMMARY)).map(|line| format!("{line}; ")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_closing_lines_are_found() {
+        assert_eq!(summary("x\ndemo: a, 1\nnot demo: b\ndemo: c, 2\n"), "a, 1; c, 2; ");
+        assert_eq!(summary(""), "");
+    }
+}
