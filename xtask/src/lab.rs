@@ -46,8 +46,8 @@ pub(crate) fn demo(args: &DemoArgs) -> Result<()> {
     packages()?;
     eprintln!("Building the agent and the lab (the first time takes some minutes)");
     run::run(cargo().args(["build", "--locked", "--package", "proxy-agent", "--package", "proxy-tests", "--bins"]))?;
-    let mut lab = Command::new(built("proxy-lab"));
-    lab.args(["demo", "--mode", &args.mode, "--agent"]).arg(built("proxy-agent"));
+    let mut lab = Command::new(built("debug", "proxy-lab"));
+    lab.args(["demo", "--mode", &args.mode, "--agent"]).arg(built("debug", "proxy-agent"));
     if args.keep {
         lab.arg("--keep");
     }
@@ -62,7 +62,7 @@ pub(crate) fn test(args: &TestArgs) -> Result<()> {
     run::run(cargo().args(["build", "--locked", "--package", "proxy-agent", "--package", "proxy-tests", "--bins"]))?;
     if args.filter.is_none() {
         eprintln!("Looking for the control plane of the end-to-end tests");
-        run::run(Command::new(built("proxy-lab")).arg("controlplane"))?;
+        run::run(Command::new(built("debug", "proxy-lab")).arg("controlplane"))?;
     }
     let mut sum = Sum::default();
     let unit = ["--package", "proxy-abi", "--package", "proxy-core", "--package", "proxy-agent", "--package", "xtask"];
@@ -70,7 +70,10 @@ pub(crate) fn test(args: &TestArgs) -> Result<()> {
         let mut command = cargo();
         command.args(["test", "--locked", "--no-fail-fast", "--lib", "--bins", "--tests"]).args(packages);
         // Root, namespaces, Go: all there or installed above, so nothing may be skipped.
-        command.env("PROXY_TEST_REQUIRED", "1").env("PROXY_AGENT", built("proxy-agent")).env("PROXY_LAB", built("proxy-lab"));
+        command
+            .env("PROXY_TEST_REQUIRED", "1")
+            .env("PROXY_AGENT", built("debug", "proxy-agent"))
+            .env("PROXY_LAB", built("debug", "proxy-lab"));
         command.arg("--").args(&args.filter);
         if let Some(threads) = threads {
             command.args(["--test-threads", threads]);
@@ -127,16 +130,17 @@ impl Sum {
     }
 }
 
-fn cargo() -> Command {
+/// The cargo that runs us, in the workspace.
+pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(crate::workspace());
     command
 }
 
 /// Where cargo puts a program.
-fn built(program: &str) -> PathBuf {
+pub(crate) fn built(profile: &str, program: &str) -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| crate::workspace().join("target"), PathBuf::from);
-    target.join("debug").join(program)
+    target.join(profile).join(program)
 }
 
 #[cfg(test)]

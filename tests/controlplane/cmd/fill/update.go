@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,19 +20,25 @@ import (
 // updated is the line that `fill update` prints for each line it read. Times
 // are of the machine's wall clock, which every process of a benchmark shares.
 type updated struct {
-	Slice           string `json:"slice"`
-	Endpoints       int    `json:"endpoints"`
+	Object          string `json:"object"`
 	ResourceVersion string `json:"resource_version"`
 	StartedUnixNs   int64  `json:"started_unix_ns"`
 	DoneUnixNs      int64  `json:"done_unix_ns"`
+}
+
+// write is one patch that a line asks for.
+type write struct {
+	object string
+	patch  map[string]any
+	send   func(ctx context.Context, patch []byte) (metav1.Object, error)
 }
 
 // update lives as long as its stdin, so that a benchmark pays for the process
 // and its TLS connection once, and not within each write that it times.
 func update(args []string, in io.Reader, out io.Writer) error {
 	flags := flag.NewFlagSet("fill update", flag.ExitOnError)
-	kubeconfig := flags.String("kubeconfig", "", "kubeconfig of a user who may patch EndpointSlices")
-	namespace := flags.String("namespace", "default", "namespace of the slices")
+	kubeconfig := flags.String("kubeconfig", "", "kubeconfig of a user who may patch Services and EndpointSlices")
+	namespace := flags.String("namespace", "default", "namespace of the objects")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -53,12 +60,13 @@ func update(args []string, in io.Reader, out io.Writer) error {
 		if len(words) == 0 {
 			continue
 		}
-		if len(words) != 2 {
-			return fmt.Errorf("line %q: want SLICE ADDRESS[,ADDRESS...] or SLICE -", lines.Text())
-		}
-		result, err := updateSlice(ctx, client, *namespace, words[0], strings.TrimPrefix(words[1], "-"))
+		asked, err := parseWrite(client, *namespace, words)
 		if err != nil {
-			return fmt.Errorf("EndpointSlice %s/%s: %w", *namespace, words[0], err)
+			return fmt.Errorf("line %q: %w", lines.Text(), err)
+		}
+		result, err := asked.run(ctx)
+		if err != nil {
+			return fmt.Errorf("%s of namespace %s: %w", asked.object, *namespace, err)
 		}
 		if err := encoder.Encode(result); err != nil {
 			return err
@@ -67,29 +75,64 @@ func update(args []string, in io.Reader, out io.Writer) error {
 	return lines.Err()
 }
 
-func updateSlice(ctx context.Context, client kubernetes.Interface, namespace, name, list string) (*updated, error) {
-	addresses, err := parseAddresses(list)
-	if err != nil {
-		return nil, err
+// parseWrite understands one line; the usage text lists what there is.
+func parseWrite(client kubernetes.Interface, namespace string, words []string) (*write, error) {
+	if len(words) != 3 {
+		return nil, fmt.Errorf("want three words: endpoints|port|proxy-name NAME VALUE")
 	}
-	endpoints := []discoveryv1.Endpoint{}
-	for _, address := range addresses {
-		endpoints = append(endpoints, readyEndpoint(address))
+	what, name, value := words[0], words[1], strings.TrimPrefix(words[2], "-")
+	service := func(patch map[string]any) *write {
+		return &write{"Service " + name, patch, func(ctx context.Context, patch []byte) (metav1.Object, error) {
+			return client.CoreV1().Services(namespace).Patch(ctx, name, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
+		}}
 	}
-	// A merge patch replaces the list in one request: no read before the write.
-	patch, err := json.Marshal(map[string]any{"endpoints": endpoints})
+	switch what {
+	case "endpoints":
+		addresses, err := parseAddresses(value)
+		if err != nil {
+			return nil, err
+		}
+		endpoints := []discoveryv1.Endpoint{}
+		for _, address := range addresses {
+			endpoints = append(endpoints, readyEndpoint(address))
+		}
+		// A merge patch replaces the list in one request: no read before the write.
+		patch := map[string]any{"endpoints": endpoints}
+		return &write{"EndpointSlice " + name, patch, func(ctx context.Context, patch []byte) (metav1.Object, error) {
+			return client.DiscoveryV1().EndpointSlices(namespace).Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{})
+		}}, nil
+	case "port":
+		number, err := strconv.ParseUint(value, 10, 16)
+		if err != nil {
+			return nil, err
+		}
+		port := map[string]any{"name": "http", "protocol": "TCP", "port": number, "targetPort": targetPort}
+		return service(map[string]any{"spec": map[string]any{"ports": []any{map[string]any{"$patch": "replace"}, port}}}), nil
+	case "proxy-name":
+		// A null removes the label.
+		var label any
+		if value != "" {
+			label = value
+		}
+		labels := map[string]any{"service.kubernetes.io/service-proxy-name": label}
+		return service(map[string]any{"metadata": map[string]any{"labels": labels}}), nil
+	}
+	return nil, fmt.Errorf("%s: want endpoints, port or proxy-name", what)
+}
+
+func (w *write) run(ctx context.Context) (*updated, error) {
+	patch, err := json.Marshal(w.patch)
 	if err != nil {
 		return nil, err
 	}
 	started := time.Now()
-	slice, err := client.DiscoveryV1().EndpointSlices(namespace).Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{})
+	object, err := w.send(ctx, patch)
 	if err != nil {
 		return nil, err
 	}
 	return &updated{
-		Slice:           name,
-		Endpoints:       len(slice.Endpoints),
-		ResourceVersion: slice.ResourceVersion,
+		Object:          w.object,
+		ResourceVersion: object.GetResourceVersion(),
 		StartedUnixNs:   started.UnixNano(),
 		DoneUnixNs:      time.Now().UnixNano(),
 	}, nil
