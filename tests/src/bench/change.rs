@@ -15,21 +15,16 @@ pub(super) const PAUSE_US: u64 = 300;
 
 /// One change that counts for nothing: the first of all has caches to fill, in the writer and the prober too.
 pub(super) fn warm_up(rig: &mut Rig, running: &Running) -> Result<()> {
-    let (writing, effect) = apply(rig, Kind::EndpointSlice)?;
-    if effect.is_none() {
-        // The series says so.
-        return Ok(());
-    }
-    let _ = writing;
+    apply(rig, Kind::EndpointSlice)?;
     rig.pause();
     running.settle()
 }
 
 /// So many changes of a kind as the plan has, one after the other.
 pub(super) fn series(rig: &mut Rig, running: &Running, kind: Kind) -> Result<Series> {
-    let (cpu, said) = (running.cpu()?, running.commits(&rig.lab)?);
+    let (cpu, probing, said) = (running.cpu()?, rig.probing()?, running.commits(&rig.lab)?);
     let mut each = Vec::new();
-    let mut series = Series { kind, latency: Vec::new(), write: Vec::new(), writes: 0, cpu: 0.0, commit: None, gave_up: false };
+    let mut series = Series::new(kind);
     for _ in 0..rig.plan.changes {
         if kind == Kind::Service && !take_away(rig)? {
             series.gave_up = true;
@@ -39,6 +34,7 @@ pub(super) fn series(rig: &mut Rig, running: &Running, kind: Kind) -> Result<Ser
         let (written, effect) = apply(rig, kind)?;
         series.writes += if kind == Kind::Service { 2 } else { 1 };
         series.write.push(micros(written.done.saturating_sub(written.started)));
+        series.seen.push(micros(written.seen.saturating_sub(written.started)));
         let Some(effect) = effect else {
             series.gave_up = true;
             break;
@@ -48,6 +44,7 @@ pub(super) fn series(rig: &mut Rig, running: &Running, kind: Kind) -> Result<Ser
         each.extend(running.first_commit_since(&before));
     }
     series.cpu = running.cpu()?.saturating_sub(cpu).as_secs_f64();
+    series.probing = rig.probing()?.saturating_sub(probing).as_secs_f64();
     series.commit = running.commit_since(&rig.lab, &said, each)?;
     Ok(series)
 }

@@ -13,7 +13,7 @@ use super::svg;
 const RIVAL: Proxy = Proxy::KubeProxyNftables;
 
 /// The rows of each table.
-const ROWS: [(&str, Metric); 22] = [
+const ROWS: [(&str, Metric); 26] = [
     ("start to first working Service", Metric::First),
     ("start to last working Service", Metric::Last),
     ("CPU from start to then", Metric::StartCpu),
@@ -21,8 +21,12 @@ const ROWS: [(&str, Metric); 22] = [
     ("EndpointSlice to effect, p90", Metric::Latency(Kind::EndpointSlice, 90.0)),
     ("EndpointSlice to effect, p99", Metric::Latency(Kind::EndpointSlice, 99.0)),
     ("of that the API server's write, p50", Metric::Write(Kind::EndpointSlice)),
+    ("of that until a bare watch sees it, p50", Metric::Seen(Kind::EndpointSlice)),
+    ("from there to effect, p50", Metric::Beyond(Kind::EndpointSlice, 50.0)),
+    ("from there to effect, p99", Metric::Beyond(Kind::EndpointSlice, 99.0)),
     ("commit of one endpoint", Metric::Commit),
     ("CPU for an EndpointSlice change", Metric::Cpu(Kind::EndpointSlice)),
+    ("CPU of the probes for one", Metric::Probing(Kind::EndpointSlice)),
     ("Service to effect, p50", Metric::Latency(Kind::Service, 50.0)),
     ("Service to effect, p90", Metric::Latency(Kind::Service, 90.0)),
     ("Service to effect, p99", Metric::Latency(Kind::Service, 99.0)),
@@ -123,8 +127,9 @@ fn method(results: &Results) -> String {
            as that, and not asked for more, at larger sizes either.\n\
          - **Change to effect**: from just before the write to the API server until the first connection that shows it, so the write is \
            within it. {changes} changes of each kind in a round, of one Service among the others: its only endpoint is replaced; it \
-           becomes this proxy's by its `service-proxy-name` label; its port becomes another. A change unlike the others comes before and \
-           does not count. New connections are tried every {pause} us, or every hundredth of the time that has passed if that is longer: \
+           becomes this proxy's by its `service-proxy-name` label; its port becomes another. One change comes before and does not count. \
+           The write goes on until the API server answers it, but its watches see it earlier: a bare watch of that one Service, in the \
+           process that writes, tells when a proxy could know of it at the earliest. New connections are tried every {pause} us, or every hundredth of the time that has passed if that is longer: \
            the resolution.\n\
          - **Commit**: for our dataplanes, the time in which the agent writes an endpoint's change to the kernel, median; for \
            kube-proxy, the mean of its own `sync_proxy_rules_duration_seconds` over the same changes, which includes computing the rules.\n\

@@ -17,10 +17,16 @@ pub(super) enum Metric {
     Latency(Kind, f64),
     /// Microseconds of the API server's write alone, median.
     Write(Kind),
+    /// Microseconds from a write until a bare watch sees it, median.
+    Seen(Kind),
+    /// Microseconds from then to the effect, this percentile.
+    Beyond(Kind, f64),
     /// Microseconds of writing one endpoint's change to the kernel.
     Commit,
     /// CPU microseconds for a change, children included.
     Cpu(Kind),
+    /// CPU microseconds that the probes themselves take for a change.
+    Probing(Kind),
     /// The most bytes that were resident at once.
     Memory,
     /// Microseconds of connecting directly, this percentile.
@@ -42,13 +48,13 @@ impl Metric {
             Metric::First => median(&starts().map(|start| start.first).collect::<Option<Vec<_>>>()?),
             Metric::Last => median(&starts().map(|start| start.last).collect::<Option<Vec<_>>>()?),
             Metric::StartCpu => median(&starts().map(|start| start.last.map(|_| start.cpu)).collect::<Option<Vec<_>>>()?),
-            Metric::Latency(kind, percent) => percentile(&merge(all(kind), |series| &series.latency), percent),
-            Metric::Write(kind) => median(&merge(all(kind), |series| &series.write)),
+            Metric::Latency(kind, percent) => percentile(&merge(all(kind), |series| series.latency.clone()), percent),
+            Metric::Write(kind) => median(&merge(all(kind), |series| series.write.clone())),
+            Metric::Seen(kind) => median(&merge(all(kind), |series| series.seen.clone())),
+            Metric::Beyond(kind, percent) => percentile(&merge(all(kind), Series::beyond), percent),
             Metric::Commit => commit(all(Kind::EndpointSlice).filter_map(|series| series.commit.as_ref())),
-            Metric::Cpu(kind) => {
-                let (cpu, writes) = all(kind).fold((0.0, 0), |(cpu, writes), series| (cpu + series.cpu, writes + series.writes));
-                (writes > 0).then(|| cpu * 1e6 / writes as f64)
-            }
+            Metric::Cpu(kind) => per_write(all(kind), |series| series.cpu),
+            Metric::Probing(kind) => per_write(all(kind), |series| series.probing),
             Metric::Memory => max(&runs.iter().filter_map(|run| run.peak_memory).map(|bytes| bytes as f64).collect::<Vec<_>>()),
             Metric::Direct(percent) => percentile(&connects().flat_map(|c| c.direct.clone()).collect::<Vec<_>>(), percent),
             Metric::Connect(percent) => percentile(&connects().flat_map(|c| c.other.clone()).collect::<Vec<_>>(), percent),
@@ -63,13 +69,19 @@ impl Metric {
             Metric::Memory => format!("{} MB", digits(value / 1e6)),
             Metric::ConnectRatio => format!("{value:.3}"),
             Metric::Direct(_) | Metric::Connect(_) => format!("{} us", digits(value)),
-            Metric::Latency(..) | Metric::Write(_) | Metric::Commit | Metric::Cpu(_) => format!("{} ms", digits(value / 1e3)),
+            _ => format!("{} ms", digits(value / 1e3)),
         }
     }
 }
 
-fn merge<'a>(series: impl Iterator<Item = &'a Series>, values: impl Fn(&Series) -> &Vec<f64>) -> Vec<f64> {
-    series.flat_map(|series| values(series).clone()).collect()
+fn merge<'a>(series: impl Iterator<Item = &'a Series>, values: impl Fn(&Series) -> Vec<f64>) -> Vec<f64> {
+    series.flat_map(values).collect()
+}
+
+/// Seconds over all writes as microseconds of one.
+fn per_write<'a>(series: impl Iterator<Item = &'a Series>, seconds: impl Fn(&Series) -> f64) -> Option<f64> {
+    let (sum, writes) = series.fold((0.0, 0), |(sum, writes), series| (sum + seconds(series), writes + series.writes));
+    (writes > 0).then(|| sum * 1e6 / writes as f64)
 }
 
 /// The median of commits that were timed one by one, or else the mean of the means.

@@ -112,7 +112,9 @@ impl Running {
             let status = self.program.stop(END)?;
             ensure!(status.success(), "the agent ended with {status}");
         } else {
-            // It has nothing to put in order at its end, and may be within a transaction of a minute.
+            // It has nothing to put in order at its end. All at once, its children first of all: one that is within a transaction
+            // of minutes holds up the kernel, so that nothing would end that is waited for, and gives up when it is killed itself.
+            self.group.kill()?;
             self.program.kill()?;
         }
         self.group.end(END).context("what the proxy has left running")?;

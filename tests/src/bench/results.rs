@@ -76,6 +76,8 @@ pub struct Start {
     pub sample: usize,
     /// The CPU time used by then, children included, in seconds.
     pub cpu: f64,
+    /// The CPU time of the probes meanwhile, at both ends, in seconds.
+    pub probing: f64,
 }
 
 /// What is changed.
@@ -104,14 +106,30 @@ pub struct Series {
     pub latency: Vec<f64>,
     /// How long the API server took for the write itself, in microseconds, by change.
     pub write: Vec<f64>,
+    /// From just before the write until a bare watch saw it, in microseconds, by change: no proxy can know of it before.
+    pub seen: Vec<f64>,
     /// How many writes there were: a Service that is to come back has to be taken away first.
     pub writes: usize,
     /// CPU time from before the first to after the last, in seconds.
     pub cpu: f64,
+    /// The CPU time of the probes meanwhile, at both ends, in seconds.
+    pub probing: f64,
     /// How long the proxy itself says that writing to the kernel took.
     pub commit: Option<Commit>,
     /// A change had no effect within the limit: the series ends there.
     pub gave_up: bool,
+}
+
+impl Series {
+    pub(super) fn new(kind: Kind) -> Self {
+        let (latency, write, seen) = (Vec::new(), Vec::new(), Vec::new());
+        Self { kind, latency, write, seen, writes: 0, cpu: 0.0, probing: 0.0, commit: None, gave_up: false }
+    }
+
+    /// From when a watch saw a change to its effect, by change. Negative where the proxy's own watch was the faster one.
+    pub(super) fn beyond(&self) -> Vec<f64> {
+        self.latency.iter().zip(&self.seen).map(|(latency, seen)| latency - seen).collect()
+    }
 }
 
 /// How long commits took, in microseconds.

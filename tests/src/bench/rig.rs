@@ -86,6 +86,11 @@ impl Rig {
         (endpoint(self.endpoint_turn), BACKEND_PORT).into()
     }
 
+    /// CPU time that those have used who connect and who answer.
+    pub(super) fn probing(&self) -> Result<Duration> {
+        Ok(self.lab.pod("a1").group().cpu_time()? + self.lab.pod("b1").group().cpu_time()?)
+    }
+
     /// A pause between two changes, of varying length, so that nothing falls into step with a proxy's own timers.
     pub(super) fn pause(&mut self) {
         thread::sleep(Duration::from_millis(60 + random(&mut self.random) % 60));
@@ -143,12 +148,15 @@ pub(super) struct Written {
     pub(super) started: u64,
     #[serde(rename = "done_unix_ns")]
     pub(super) done: u64,
+    /// When a bare watch saw it.
+    #[serde(rename = "seen_unix_ns")]
+    pub(super) seen: u64,
 }
 
 impl Writer {
     fn start(plane: &ControlPlane) -> Result<Self> {
         let mut command = plane.fill_command("update");
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args(["-watch", PROBE]).stdin(Stdio::piped()).stdout(Stdio::piped());
         die_with_parent(&mut command, Signal::SIGKILL);
         let mut child = spawn_from_lasting_thread(command).context("fill update")?;
         let stdin = child.stdin.take().context("standard input was not piped")?;

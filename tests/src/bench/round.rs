@@ -57,6 +57,7 @@ fn start(rig: &Rig, proxy: Proxy) -> Result<(Running, Start)> {
     let targets = rig.sample.iter().map(|&dst| Target { dst, server: None }).collect();
     let limit_ms = rig.plan.start_limit * 1000;
     let order = Watch { targets, pause_us: START_PAUSE_US, limit_ms };
+    let probing = rig.probing()?;
     let (seen, started) = thread::scope(|scope| {
         let watch = scope.spawn(|| rig.lab.pod("a1").watch(order));
         let before = now();
@@ -65,9 +66,10 @@ fn start(rig: &Rig, proxy: Proxy) -> Result<(Running, Start)> {
     });
     let (running, before) = started?;
     let cpu = running.cpu()?.as_secs_f64();
+    let probing = rig.probing()?.saturating_sub(probing).as_secs_f64();
     let seconds: Vec<Option<f64>> = seen?.into_iter().map(|ns| Some(ns?.saturating_sub(before) as f64 / 1e9)).collect();
     let last = seconds.iter().copied().collect::<Option<Vec<f64>>>().map(|all| all.into_iter().fold(0.0, f64::max));
-    Ok((running, Start { first: seconds.first().copied().flatten(), last, sample: seconds.len(), cpu }))
+    Ok((running, Start { first: seconds.first().copied().flatten(), last, sample: seconds.len(), cpu, probing }))
 }
 
 /// Connects to an endpoint directly and to another destination, in turn.

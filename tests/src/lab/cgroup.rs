@@ -91,7 +91,15 @@ impl Group {
     pub fn resident(&self) -> Result<u64> {
         let pids = processes(&self.0).with_context(|| self.0.display().to_string())?;
         // One that ends meanwhile has none.
-        Ok(pids.into_iter().filter_map(|pid| resident_of(pid)).sum())
+        Ok(pids.into_iter().filter_map(resident_of).sum())
+    }
+
+    /// Kills everything in it, and waits for nothing.
+    pub fn kill(&self) -> Result<()> {
+        let pids = processes(&self.0).with_context(|| self.0.display().to_string())?;
+        // They may have ended by themselves.
+        pids.into_iter().for_each(|pid| drop(kill(pid, Signal::SIGKILL)));
+        Ok(())
     }
 
     /// Kills what is left in it, and removes it once that has ended: a process within a long system call takes its time.
@@ -107,6 +115,13 @@ impl Group {
 }
 
 fn resident_of(pid: Pid) -> Option<u64> {
+    // A child that has not begun with its own program yet has its parent's memory, which would count twice.
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.to_owned();
+    let program = |pid: &str| fs::read_link(format!("/proc/{pid}/exe")).ok();
+    if program(&pid.to_string())? == program(&parent).unwrap_or_default() {
+        return None;
+    }
     let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
     let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
     Some(pages * PAGE)

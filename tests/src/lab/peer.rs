@@ -13,6 +13,7 @@ use std::thread;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::address::to_v6;
+use super::cgroup::Group;
 use super::exec::Place;
 use crate::pod::{
     Ask, Connect, Counts, FINGERPRINT, Hello, Listen, Outcome, Proto, Reply, Report, Request, Response, Spray, Traffic, Watch,
@@ -55,6 +56,11 @@ impl Peer {
     /// Its control group.
     pub fn cgroup(&self) -> &Path {
         &self.place.cgroup
+    }
+
+    /// What its process uses.
+    pub fn group(&self) -> Group {
+        Group::new(self.place.cgroup.clone())
     }
 
     pub(super) fn place(&self) -> &Place {

@@ -14,6 +14,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 )
 
@@ -24,6 +25,8 @@ type updated struct {
 	ResourceVersion string `json:"resource_version"`
 	StartedUnixNs   int64  `json:"started_unix_ns"`
 	DoneUnixNs      int64  `json:"done_unix_ns"`
+	// When a watch of this process's own saw the write; with -watch only.
+	SeenUnixNs int64 `json:"seen_unix_ns,omitempty"`
 }
 
 // write is one patch that a line asks for.
@@ -39,6 +42,7 @@ func update(args []string, in io.Reader, out io.Writer) error {
 	flags := flag.NewFlagSet("fill update", flag.ExitOnError)
 	kubeconfig := flags.String("kubeconfig", "", "kubeconfig of a user who may patch Services and EndpointSlices")
 	namespace := flags.String("namespace", "default", "namespace of the objects")
+	watched := flags.String("watch", "", "a Service: tells for each write to it or to its slices when a watch saw it, which is when a proxy can know of it at the earliest")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -50,6 +54,12 @@ func update(args []string, in io.Reader, out io.Writer) error {
 	// Opens the connection before the first write.
 	if _, err := client.DiscoveryV1().EndpointSlices(*namespace).List(ctx, metav1.ListOptions{Limit: 1}); err != nil {
 		return fmt.Errorf("EndpointSlices of namespace %s: %w", *namespace, err)
+	}
+	var sightings chan sighting
+	if *watched != "" {
+		if sightings, err = watchService(ctx, client, *namespace, *watched); err != nil {
+			return fmt.Errorf("watch of Service %s/%s: %w", *namespace, *watched, err)
+		}
 	}
 	encoder := json.NewEncoder(out)
 	lines := bufio.NewScanner(in)
@@ -67,6 +77,11 @@ func update(args []string, in io.Reader, out io.Writer) error {
 		result, err := asked.run(ctx)
 		if err != nil {
 			return fmt.Errorf("%s of namespace %s: %w", asked.object, *namespace, err)
+		}
+		if sightings != nil {
+			if result.SeenUnixNs, err = seen(sightings, result.ResourceVersion); err != nil {
+				return fmt.Errorf("%s of namespace %s: %w", asked.object, *namespace, err)
+			}
 		}
 		if err := encoder.Encode(result); err != nil {
 			return err
@@ -136,4 +151,49 @@ func (w *write) run(ctx context.Context) (*updated, error) {
 		StartedUnixNs:   started.UnixNano(),
 		DoneUnixNs:      time.Now().UnixNano(),
 	}, nil
+}
+
+// sighting is one event of a watch.
+type sighting struct {
+	resourceVersion string
+	at              time.Time
+}
+
+// watchService reports every event of a Service and of its slices.
+func watchService(ctx context.Context, client kubernetes.Interface, namespace, name string) (chan sighting, error) {
+	services, err := client.CoreV1().Services(namespace).Watch(ctx, metav1.ListOptions{FieldSelector: "metadata.name=" + name})
+	if err != nil {
+		return nil, err
+	}
+	slices, err := client.DiscoveryV1().EndpointSlices(namespace).Watch(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=" + name})
+	if err != nil {
+		return nil, err
+	}
+	sightings := make(chan sighting, 100)
+	for _, events := range []watch.Interface{services, slices} {
+		go func() {
+			for event := range events.ResultChan() {
+				at := time.Now()
+				if object, ok := event.Object.(metav1.Object); ok {
+					sightings <- sighting{object.GetResourceVersion(), at}
+				}
+			}
+		}()
+	}
+	return sightings, nil
+}
+
+// seen waits for the sighting of a write, past those of earlier ones.
+func seen(sightings chan sighting, resourceVersion string) (int64, error) {
+	limit := time.After(10 * time.Second)
+	for {
+		select {
+		case s := <-sightings:
+			if s.resourceVersion == resourceVersion {
+				return s.at.UnixNano(), nil
+			}
+		case <-limit:
+			return 0, fmt.Errorf("no watch saw resource version %s", resourceVersion)
+		}
+	}
 }
