@@ -53,7 +53,7 @@ fn complete(results: &Results) -> Result<()> {
         ensure!(start.first.is_some() && start.last >= start.first && start.cpu > 0.0, "{start:?}");
         ensure!(run.peak_memory.is_some_and(|bytes| bytes > 1 << 20), "{run:?}");
         ensure!(run.changes.len() == 3, "{run:?}");
-        for series in &run.changes {
+        for series in run.changes.iter().chain([run.alone.as_ref().context("no commits alone")?]) {
             ensure!([&series.latency, &series.write, &series.seen].iter().all(|times| times.len() == CHANGES), "{series:?}");
             ensure!(series.commit.is_some() && series.cpu > 0.0 && !series.gave_up, "{series:?}");
         }

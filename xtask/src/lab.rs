@@ -134,6 +134,12 @@ impl Sum {
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(crate::workspace());
+    // What cargo told us about our own package is not for the next one: a build script that asks for it (ring's does) would run
+    // again, and all that depends on it, whenever cargo is called by hand in between.
+    let ours = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(ours)).for_each(|(name, _)| {
+        command.env_remove(name);
+    });
     command
 }
 

@@ -13,15 +13,18 @@ use crate::lab::{Target, Watch};
 /// Pause between two tries: the resolution of what is measured, together with the connection's own time.
 pub(super) const PAUSE_US: u64 = 300;
 
+/// The same where the probes are not to compete with the proxy for the machine's cores.
+pub(super) const SELDOM_US: u64 = 25_000;
+
 /// One change that counts for nothing: the first of all has caches to fill, in the writer and the prober too.
 pub(super) fn warm_up(rig: &mut Rig, running: &Running) -> Result<()> {
-    apply(rig, Kind::EndpointSlice)?;
+    apply(rig, Kind::EndpointSlice, PAUSE_US)?;
     rig.pause();
     running.settle()
 }
 
-/// So many changes of a kind as the plan has, one after the other.
-pub(super) fn series(rig: &mut Rig, running: &Running, kind: Kind) -> Result<Series> {
+/// So many changes of a kind as the plan has, one after the other, watched for with this pause between two tries.
+pub(super) fn series(rig: &mut Rig, running: &Running, kind: Kind, pause_us: u64) -> Result<Series> {
     let (cpu, probing, said) = (running.cpu()?, rig.probing()?, running.commits(&rig.lab)?);
     let mut each = Vec::new();
     let mut series = Series::new(kind);
@@ -31,7 +34,7 @@ pub(super) fn series(rig: &mut Rig, running: &Running, kind: Kind) -> Result<Ser
             break;
         }
         let before = running.commits(&rig.lab)?;
-        let (written, effect) = apply(rig, kind)?;
+        let (written, effect) = apply(rig, kind, pause_us)?;
         series.writes += if kind == Kind::Service { 2 } else { 1 };
         series.write.push(micros(written.done.saturating_sub(written.started)));
         series.seen.push(micros(written.seen.saturating_sub(written.started)));
@@ -58,7 +61,7 @@ fn take_away(rig: &mut Rig) -> Result<bool> {
 }
 
 /// Writes one change and watches for it. When it took effect, in nanoseconds since 1970.
-fn apply(rig: &mut Rig, kind: Kind) -> Result<(Written, Option<u64>)> {
+fn apply(rig: &mut Rig, kind: Kind, pause_us: u64) -> Result<(Written, Option<u64>)> {
     let line = match kind {
         Kind::EndpointSlice => {
             rig.endpoint_turn += 1;
@@ -71,7 +74,7 @@ fn apply(rig: &mut Rig, kind: Kind) -> Result<(Written, Option<u64>)> {
         }
     };
     let target = Target { dst: SocketAddr::new(rig.probe, port(rig.port_turn)), server: Some(endpoint(rig.endpoint_turn)) };
-    let order = Watch { targets: vec![target], pause_us: PAUSE_US, limit_ms: rig.plan.change_limit * 1000 };
+    let order = Watch { targets: vec![target], pause_us, limit_ms: rig.plan.change_limit * 1000 };
     let (lab, writer) = (&rig.lab, &mut rig.writer);
     thread::scope(|scope| {
         // From before the write on, so that nothing has to be started within what is timed.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::change::PAUSE_US;
+use super::change::{PAUSE_US, SELDOM_US};
 use super::goals::goals;
 use super::metric::{Metric, digits};
 use super::plan::Proxy;
@@ -131,7 +131,9 @@ fn method(results: &Results) -> String {
            The write goes on until the API server answers it, but its watches see it earlier: a bare watch of that one Service, in the \
            process that writes, tells when a proxy could know of it at the earliest. New connections are tried every {pause} us, or every hundredth of the time that has passed if that is longer: \
            the resolution.\n\
-         - **Commit**: for our dataplanes, the time in which the agent writes an endpoint's change to the kernel, median; for \
+         - Percentiles are by nearest rank: of few samples p99 is the largest.\n\
+         - **Commit**: from a series of its own, with a try of a connection only every {seldom} ms, so that the probes take no core from \
+           the proxy. For our dataplanes, the time in which the agent writes an endpoint's change to the kernel, median; for \
            kube-proxy, the mean of its own `sync_proxy_rules_duration_seconds` over the same changes, which includes computing the rules.\n\
          - **CPU** is that of the proxy's control group, children included; for a change, that of the whole series by the number of \
            writes. **Peak memory** is the most that proxy and children had resident at once, looked at every 20 ms; kernel memory is \
@@ -147,6 +149,7 @@ fn method(results: &Results) -> String {
         change = plan.change_limit,
         changes = plan.changes,
         pause = PAUSE_US,
+        seldom = SELDOM_US / 1000,
         connects = plan.connects,
     );
     for (name, value) in &results.facts {

@@ -52,7 +52,7 @@ impl Metric {
             Metric::Write(kind) => median(&merge(all(kind), |series| series.write.clone())),
             Metric::Seen(kind) => median(&merge(all(kind), |series| series.seen.clone())),
             Metric::Beyond(kind, percent) => percentile(&merge(all(kind), Series::beyond), percent),
-            Metric::Commit => commit(all(Kind::EndpointSlice).filter_map(|series| series.commit.as_ref())),
+            Metric::Commit => commit(runs.iter().filter_map(|run| run.alone.as_ref()?.commit.as_ref())),
             Metric::Cpu(kind) => per_write(all(kind), |series| series.cpu),
             Metric::Probing(kind) => per_write(all(kind), |series| series.probing),
             Metric::Memory => max(&runs.iter().filter_map(|run| run.peak_memory).map(|bytes| bytes as f64).collect::<Vec<_>>()),

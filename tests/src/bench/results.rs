@@ -48,6 +48,8 @@ pub struct Run {
     pub start: Option<Start>,
     /// Changes, by kind; none where the start did not succeed.
     pub changes: Vec<Series>,
+    /// More EndpointSlices changed, hardly watched: how long commits take alone.
+    pub alone: Option<Series>,
     /// How long connecting took.
     pub connect: Option<Connect>,
     /// The most memory that the proxy and its children had resident at once, in bytes.

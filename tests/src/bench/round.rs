@@ -22,7 +22,8 @@ pub(super) fn measure(rig: &mut Rig, proxy: Proxy, round: usize) -> Result<Run> 
     clean(rig)?;
     rig.settle()?;
     let (services, load_before) = (rig.services, load_average());
-    let mut run = Run { proxy, services, round, load_before, start: None, changes: Vec::new(), connect: None, peak_memory: None };
+    let mut run =
+        Run { proxy, services, round, load_before, start: None, changes: Vec::new(), alone: None, connect: None, peak_memory: None };
     if proxy == Proxy::None {
         let direct = rig.backend();
         run.connect = Some(connect(rig, direct)?);
@@ -36,13 +37,16 @@ pub(super) fn measure(rig: &mut Rig, proxy: Proxy, round: usize) -> Result<Run> 
         running.settle()?;
         change::warm_up(rig, &running)?;
         for kind in Kind::ALL {
-            let series = change::series(rig, &running, kind)?;
+            let series = change::series(rig, &running, kind, change::PAUSE_US)?;
             let gave_up = series.gave_up;
             run.changes.push(series);
             running.alive()?;
             if gave_up {
                 break;
             }
+        }
+        if run.changes.iter().all(|series| !series.gave_up) {
+            run.alone = Some(change::series(rig, &running, Kind::EndpointSlice, change::SELDOM_US)?);
         }
         let vip = rig.vip();
         run.connect = Some(connect(rig, vip)?);

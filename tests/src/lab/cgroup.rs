@@ -97,8 +97,10 @@ impl Group {
     /// Kills everything in it, and waits for nothing.
     pub fn kill(&self) -> Result<()> {
         let pids = processes(&self.0).with_context(|| self.0.display().to_string())?;
-        // They may have ended by themselves.
-        pids.into_iter().for_each(|pid| drop(kill(pid, Signal::SIGKILL)));
+        // One may have ended by itself.
+        for pid in pids {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
         Ok(())
     }
 
