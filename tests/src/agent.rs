@@ -83,15 +83,20 @@ impl Agent {
     /// Starts it; it must not run.
     pub fn start(&mut self, lab: &Lab) -> Result<()> {
         ensure!(self.running.is_none(), "the agent runs already");
+        self.running = Some(lab.spawn_on_node(self.node, self.command_to_run(lab, "info"))?);
+        Ok(())
+    }
+
+    /// The command that [`start`](Self::start) runs, with a log level of one's own choice.
+    pub fn command_to_run(&self, lab: &Lab, log_level: &str) -> Command {
         let mut command = self.command(lab, "run");
-        command.args(["--log-level", "info", "--proxy-mode", &self.mode.to_string()]);
+        command.args(["--log-level", log_level, "--proxy-mode", &self.mode.to_string()]);
         command.arg("--cgroup").arg(lab.node(self.node).cgroup());
         match &self.source {
             Source::Manifests(dir) => command.arg("--manifests").arg(dir),
             Source::Kubeconfig(file) => command.arg("--kubeconfig").arg(file),
         };
-        self.running = Some(lab.spawn_on_node(self.node, command)?);
-        Ok(())
+        command
     }
 
     /// Asks it to end, and waits for that.

@@ -33,6 +33,9 @@ const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// How long a process gets to end by itself. The API server first finishes the requests that it has.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// Name of etcd's data directory.
+const ETCD: &str = "etcd";
+
 /// How a control plane is set up. The default is one on loopback in the caller's own network namespace.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -49,6 +52,8 @@ pub struct Options {
     pub service_ranges: String,
     /// More flags for the API server, such as `--feature-gates=...`.
     pub extra_args: Vec<String>,
+    /// What [`ControlPlane::save`] kept of another control plane: this one starts with a copy of its objects.
+    pub saved: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -60,6 +65,7 @@ impl Default for Options {
             // 65,000 addresses in each family.
             service_ranges: "10.96.0.0/16,fd00:10:96::/112".to_owned(),
             extra_args: Vec::new(),
+            saved: None,
         }
     }
 }
@@ -113,6 +119,9 @@ impl ControlPlane {
         let port = options.port.unwrap_or(free_port);
         write_keys(&binaries, &path, &options)?;
         write_users(&path, &options, port)?;
+        if let Some(saved) = &options.saved {
+            copy(saved, &path.join(ETCD))?;
+        }
         let etcd = start_etcd(&binaries, &path, &netns, etcd_port, peer_port)?;
         let mut this = Self { apiserver: None, etcd, dir: Some(dir), path, binaries, options, netns, port, etcd_port };
         this.start_apiserver()?;
@@ -184,6 +193,20 @@ impl ControlPlane {
         command.args(advertise(&self.options)?).args(&self.options.extra_args);
         self.apiserver = Some(Process::spawn("kube-apiserver", command, &self.path.join("kube-apiserver.log"))?);
         Ok(())
+    }
+
+    /// Ends it and keeps its objects in a new directory, for [`Options::saved`]. Keys, tokens and addresses are not among them.
+    pub fn save(mut self, dir: &Path) -> Result<()> {
+        // A graceful end would wait a minute for watches; all that it has acknowledged is in etcd.
+        self.kill_apiserver();
+        self.etcd.end(GRACE)?;
+        copy(&self.path.join(ETCD), dir)
+    }
+
+    /// CPU time that etcd and the API server have used.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let pids = self.apiserver.iter().chain([&self.etcd]).map(Process::pid);
+        pids.map(process::cpu_time).sum()
     }
 
     /// Where clients reach the API server: at the first of [`Options::addresses`], or else at loopback.
@@ -271,7 +294,7 @@ impl ControlPlane {
         let list: Vec<String> = endpoints.iter().map(IpAddr::to_string).collect();
         // A dash is an empty list.
         let list = if list.is_empty() { "-".to_owned() } else { list.join(",") };
-        run(self.fill_command("update"), Some(&format!("{slice} {list}\n"))).with_context(|| format!("EndpointSlice {slice}"))
+        run(self.fill_command("update"), Some(&format!("endpoints {slice} {list}\n"))).with_context(|| format!("EndpointSlice {slice}"))
     }
 
     /// The command `fill create` or `fill update` as admin. A benchmark keeps `fill update` running and feeds it lines, so that
@@ -331,6 +354,13 @@ fn advertise(options: &Options) -> Result<Vec<String>> {
     })
 }
 
+/// Copies a directory; the copy's parent must be there, the copy not.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let mut command = Command::new("cp");
+    command.args(["--recursive", "--no-target-directory", "--reflink=auto"]).arg(from).arg(to);
+    run(command, None).with_context(|| format!("{} to {}", from.display(), to.display())).map(drop)
+}
+
 fn url(address: IpAddr, port: u16) -> String {
     // SocketAddr puts IPv6 into brackets.
     format!("https://{}", SocketAddr::new(address, port))
@@ -341,7 +371,7 @@ fn start_etcd(binaries: &Binaries, path: &Path, netns: &Netns, port: u16, peer_p
     let clients = format!("http://127.0.0.1:{port}");
     let peers = format!("http://127.0.0.1:{peer_port}");
     command
-        .arg(format!("--data-dir={}", path.join("etcd").display()))
+        .arg(format!("--data-dir={}", path.join(ETCD).display()))
         .arg(format!("--listen-client-urls={clients}"))
         .arg(format!("--advertise-client-urls={clients}"))
         .arg(format!("--listen-peer-urls={peers}"))

@@ -44,8 +44,9 @@ use std::{env, fmt, fs};
 use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MsFlags, mount};
 
-pub use crate::pod::{Answer, Connect, Counts, Failure, Mode, Outcome, Proto, Report};
+pub use crate::pod::{Answer, Connect, Counts, Failure, Mode, Outcome, Proto, Report, Target, Watch};
 pub use address::{to_mapped, to_v4, to_v6, to_v6_socket};
+pub use cgroup::Group;
 pub use peer::{Flowing, Held, Peer};
 pub use program::Program;
 pub use wait::{Seen, wait};
@@ -326,6 +327,21 @@ impl Lab {
         let number = self.logs.fetch_add(1, Ordering::Relaxed);
         let log = owner::directory(&self.name).join(format!("{}-{number}.log", peer.name()));
         Program::spawn(peer.place(), command, log)
+    }
+
+    /// Starts a program in a node's namespace and a control group of its own, by which [`Group`] tells what it and its children use.
+    pub fn spawn_in_group(&self, index: u8, name: &str, command: Command) -> Result<(Program, Group)> {
+        let path = self.node(index).cgroup().join(name);
+        cgroup::create(&path)?;
+        let number = self.logs.fetch_add(1, Ordering::Relaxed);
+        let log = owner::directory(&self.name).join(format!("{name}-{number}.log"));
+        let place = Place { netns: self.node(index).netns().to_owned(), cgroup: path.clone() };
+        Ok((Program::spawn(&place, command, log)?, Group::new(path)))
+    }
+
+    /// Runs a function in the namespace of `node1`, `client`, a pod, in a thread of its own.
+    pub fn inside<T: Send>(&self, place: &str, function: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        netns::inside(&format!("{}-{place}", self.name), function)
     }
 
     /// Runs a program to its end in a node's namespace and its host's control group.

@@ -1,6 +1,7 @@
 //! Tests of proxy-agent on real packets, and what they are made with.
 
 pub mod agent;
+pub mod bench;
 mod child;
 pub mod controlplane;
 pub mod demo;

@@ -4,8 +4,9 @@ use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use proxy_tests::agent::Mode;
+use proxy_tests::bench::{self, Plan, Proxy};
 use proxy_tests::lab::{self, Lab, LabOptions};
 use proxy_tests::pod::worker;
 use proxy_tests::{controlplane, demo};
@@ -33,6 +34,13 @@ enum Command {
     },
     /// Build the control plane of the end-to-end tests, where that has not been done
     Controlplane,
+    /// Measure proxies in the lab, or make a report of what was measured
+    Bench {
+        #[command(subcommand)]
+        report: Option<BenchCommand>,
+        #[command(flatten)]
+        args: BenchArgs,
+    },
     /// Make a lab, show it, and remove it when standard input ends
     Up,
     /// Remove what labs of ended processes have left behind
@@ -47,10 +55,71 @@ enum Command {
     },
 }
 
+#[derive(Subcommand)]
+enum BenchCommand {
+    /// Write benchmarks.md and the plots beside a file of results
+    Report {
+        /// benchmarks.json
+        file: PathBuf,
+    },
+}
+
+#[derive(Args)]
+struct BenchArgs {
+    /// A few minutes, with figures that are not for publication
+    #[arg(long)]
+    quick: bool,
+    /// Numbers of Services, from small to large
+    #[arg(long, value_delimiter = ',')]
+    sizes: Option<Vec<usize>>,
+    /// Who takes part: ebpf, nftables, kube-proxy-nftables, kube-proxy-iptables, none; at every size
+    #[arg(long, value_delimiter = ',')]
+    proxies: Option<Vec<Proxy>>,
+    /// Rounds at each size
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Changes of each kind in a round
+    #[arg(long)]
+    changes: Option<usize>,
+    /// How many seconds a proxy may take to serve all Services
+    #[arg(long)]
+    start_limit: Option<u64>,
+    /// What the random choices are made from
+    #[arg(long)]
+    seed: Option<u64>,
+    /// The folder of results and report
+    #[arg(long, default_value = "target/bench")]
+    out: PathBuf,
+}
+
+impl BenchArgs {
+    fn plan(self) -> Plan {
+        let base = if self.quick { Plan::quick() } else { Plan::full() };
+        Plan {
+            // Who is named is wanted.
+            others_up_to: if self.proxies.is_some() { usize::MAX } else { base.others_up_to },
+            sizes: self.sizes.unwrap_or(base.sizes),
+            proxies: self.proxies.unwrap_or(base.proxies),
+            rounds: self.rounds.unwrap_or(base.rounds),
+            changes: self.changes.unwrap_or(base.changes),
+            start_limit: self.start_limit.unwrap_or(base.start_limit),
+            seed: self.seed.unwrap_or(base.seed),
+            ..base
+        }
+    }
+}
+
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Demo { mode, agent, keep } => demo::run(mode, agent, keep),
         Command::Controlplane => controlplane::binaries().map(drop),
+        Command::Bench { report: Some(BenchCommand::Report { file }), .. } => bench::report(&file),
+        Command::Bench { report: None, args } => {
+            let out = args.out.clone();
+            bench::run(args.plan(), &out)?;
+            println!("{}", std::fs::read_to_string(out.join("benchmarks.md"))?);
+            Ok(())
+        }
         Command::Up => {
             let lab = Lab::new(LabOptions::default())?;
             println!("{lab}");

@@ -4,11 +4,12 @@
 //! own, so that a probe that waits for its timeout holds up no other.
 
 mod listener;
+mod timing;
 pub mod worker;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -256,6 +257,27 @@ impl Report {
     pub const KEPT: usize = 1_000;
 }
 
+/// A destination whose first good answer is waited for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Target {
+    /// Where an answerer is expected.
+    pub dst: SocketAddr,
+    /// Where the answerer must have been reached, if not anywhere.
+    #[serde(default)]
+    pub server: Option<Ipv4Addr>,
+}
+
+/// Tries of destinations until each has answered as wanted.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Watch {
+    /// The destinations. The others are not tried before the first has answered.
+    pub targets: Vec<Target>,
+    /// Pause between two tries of one destination. It grows to a hundredth of the time that has passed.
+    pub pause_us: u64,
+    /// When to give up.
+    pub limit_ms: u64,
+}
+
 /// A request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Request {
@@ -300,6 +322,24 @@ pub enum Ask {
     Start(Traffic),
     /// Ends them: [`Reply::Report`].
     Stop(u64),
+    /// Answers at this address until the process ends, by the four bytes of the address at which it was reached: [`Reply::Done`].
+    AnswerAt(SocketAddr),
+    /// Waits until answerers are reached: [`Reply::Seen`].
+    Watch(Watch),
+    /// Waits until nobody answers there any more: [`Reply::Gone`].
+    Gone {
+        /// The destination.
+        dst: SocketAddr,
+        /// When to give up.
+        limit_ms: u64,
+    },
+    /// Connects to each of these in turn: [`Reply::Times`].
+    ConnectTimes {
+        /// The destinations.
+        dsts: Vec<SocketAddr>,
+        /// How often to each.
+        samples: usize,
+    },
 }
 
 /// What is printed: [`Hello`] once, then a line per reply.
@@ -340,6 +380,12 @@ pub enum Reply {
     Started(u64),
     /// What became of it.
     Report(Report),
+    /// When each target answered, in nanoseconds since 1970; none for one that did not.
+    Seen(Vec<Option<u64>>),
+    /// Whether it fell silent in time.
+    Gone(bool),
+    /// How long each connect(2) took, in nanoseconds, by destination.
+    Times(Vec<Vec<u64>>),
 }
 
 /// The first line that the process prints.
@@ -365,6 +411,7 @@ pub const FINGERPRINT: u64 = {
     hash = fold(hash, include_bytes!("pod.rs"));
     hash = fold(hash, include_bytes!("pod/worker.rs"));
     hash = fold(hash, include_bytes!("pod/listener.rs"));
+    hash = fold(hash, include_bytes!("pod/timing.rs"));
     hash = fold(hash, include_bytes!("probe.rs"));
     fold(hash, include_bytes!("traffic.rs"))
 };

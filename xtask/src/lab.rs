@@ -42,18 +42,33 @@ pub(crate) fn packages() -> Result<()> {
     packages::ensure(&PACKAGES)
 }
 
+/// How programs are compiled.
+#[derive(Clone, Copy)]
+pub(crate) struct Profile {
+    name: &'static str,
+    /// Below Cargo's folder for what it builds.
+    folder: &'static str,
+}
+
+/// As tests run.
+pub(crate) const DEBUG: Profile = Profile { name: "dev", folder: "debug" };
+/// As users run, and benchmarks.
+pub(crate) const RELEASE: Profile = Profile { name: "release", folder: "release" };
+
 /// Builds the agent and the lab, with all that this needs.
-pub(crate) fn build() -> Result<()> {
+pub(crate) fn build(profile: Profile) -> Result<()> {
     packages()?;
     eprintln!("Building the agent and the lab (the first time takes some minutes)");
-    run::run(cargo().args(["build", "--locked", "--package", "proxy-agent", "--package", "proxy-tests", "--bins"]))
+    let mut command = cargo();
+    command.args(["build", "--locked", "--package", "proxy-agent", "--package", "proxy-tests", "--bins", "--profile", profile.name]);
+    run::run(&mut command)
 }
 
 /// Builds the agent and the lab and runs the demo in it.
 pub(crate) fn demo(args: &DemoArgs) -> Result<()> {
-    build()?;
-    let mut lab = Command::new(built("proxy-lab"));
-    lab.args(["demo", "--mode", &args.mode, "--agent"]).arg(built("proxy-agent"));
+    build(DEBUG)?;
+    let mut lab = Command::new(built(DEBUG, "proxy-lab"));
+    lab.args(["demo", "--mode", &args.mode, "--agent"]).arg(built(DEBUG, "proxy-agent"));
     if args.keep {
         lab.arg("--keep");
     }
@@ -63,10 +78,10 @@ pub(crate) fn demo(args: &DemoArgs) -> Result<()> {
 /// Runs all tests, those without needs first, and sums up.
 pub(crate) fn test(args: &TestArgs) -> Result<()> {
     let start = Instant::now();
-    build()?;
+    build(DEBUG)?;
     if args.filter.is_none() {
         eprintln!("Looking for the control plane of the end-to-end tests");
-        run::run(Command::new(built("proxy-lab")).arg("controlplane"))?;
+        run::run(Command::new(built(DEBUG, "proxy-lab")).arg("controlplane"))?;
     }
     let mut sum = Sum::default();
     let unit = ["--package", "proxy-abi", "--package", "proxy-core", "--package", "proxy-agent", "--package", "xtask"];
@@ -74,7 +89,7 @@ pub(crate) fn test(args: &TestArgs) -> Result<()> {
         let mut command = cargo();
         command.args(["test", "--locked", "--no-fail-fast", "--lib", "--bins", "--tests"]).args(packages);
         // Root, namespaces, Go: all there or installed above, so nothing may be skipped.
-        command.env("PROXY_TEST_REQUIRED", "1").env("PROXY_AGENT", built("proxy-agent")).env("PROXY_LAB", built("proxy-lab"));
+        command.env("PROXY_TEST_REQUIRED", "1").env("PROXY_AGENT", built(DEBUG, "proxy-agent")).env("PROXY_LAB", built(DEBUG, "proxy-lab"));
         command.arg("--").args(&args.filter);
         if let Some(threads) = threads {
             command.args(["--test-threads", threads]);
@@ -135,13 +150,19 @@ impl Sum {
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(crate::workspace());
+    // What cargo told us about our own package is not for the next one: a build script that asks for it (ring's does) would run
+    // again, and all that depends on it, whenever cargo is called by hand in between.
+    let ours = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(ours)).for_each(|(name, _)| {
+        command.env_remove(name);
+    });
     command
 }
 
 /// Where cargo puts a program.
-pub(crate) fn built(program: &str) -> PathBuf {
+pub(crate) fn built(profile: Profile, program: &str) -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| crate::workspace().join("target"), PathBuf::from);
-    target.join("debug").join(program)
+    target.join(profile.folder).join(program)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Developer commands of proxy-agent: `cargo xtask <command>`.
 
+mod bench;
 mod ebpf;
 mod lab;
 mod microbench;
@@ -21,6 +22,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Measure our dataplanes, kube-proxy and no proxy side by side; writes docs/benchmarks.md
+    Bench(bench::Args),
     /// Build the kernel programs into proxy-ebpf/proxy-ebpf.o, the object that the agent embeds
     Ebpf(ebpf::Args),
     /// Show the main job in a lab of network namespaces: real connections through virtual IPs, and what is programmed
@@ -37,6 +40,7 @@ enum Command {
 
 fn main() -> Result<()> {
     match Cli::parse().command {
+        Command::Bench(args) => bench::run(&args),
         Command::Ebpf(args) => ebpf::run(&args),
         Command::Demo(args) => lab::demo(&args),
         Command::Microbench(args) => microbench::run(&args),

@@ -56,10 +56,14 @@ fn names() -> PossibleValuesParser {
 pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(cfg!(target_arch = "x86_64"), "the kernels are fetched for x86-64 machines, and this is none");
     packages::ensure(&PACKAGES)?;
-    lab::build()?;
+    lab::build(lab::DEBUG)?;
     let folder = crate::workspace().join("target/vm");
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-    let programs = Programs::collect(&["proxy-agent", "proxy-lab"].map(lab::built), &["busybox", "modprobe", "ip", "nft"], &folder)?;
+    let programs = Programs::collect(
+        &["proxy-agent", "proxy-lab"].map(|program| lab::built(lab::DEBUG, program)),
+        &["busybox", "modprobe", "ip", "nft"],
+        &folder,
+    )?;
     let wanted: Vec<Series> = kernel::SERIES.into_iter().filter(|series| [series.name, ALL].contains(&&*args.kernel)).collect();
     let cache = crate::cache()?.join("kernels");
     let kernel = |series: Series| Kernel::get(series, &cache).with_context(|| format!("Linux {}", series.name));

@@ -156,7 +156,7 @@ impl Hash {
 }
 
 /// `$XDG_CACHE_HOME/proxy-agent`, or `~/.cache/proxy-agent`.
-fn cache_dir() -> Result<PathBuf> {
+pub(crate) fn cache_dir() -> Result<PathBuf> {
     // The standard says that a relative path is to be ignored.
     let base = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     let base = base.or_else(|| env::home_dir().map(|home| home.join(".cache")));
@@ -164,7 +164,7 @@ fn cache_dir() -> Result<PathBuf> {
 }
 
 /// Creates `dir` and makes other processes wait for us, for as long as the file is open.
-fn lock(dir: &Path) -> Result<File> {
+pub(crate) fn lock(dir: &Path) -> Result<File> {
     fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     let path = dir.join("lock");
     let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;

@@ -115,6 +115,11 @@ impl Process {
 
     /// Asks the process to end and waits for it; one that is still there after `grace` is killed, which is an error.
     pub fn stop(mut self, grace: Duration) -> Result<()> {
+        self.end(grace)
+    }
+
+    /// [`stop`](Self::stop) for one that is owned elsewhere.
+    pub fn end(&mut self, grace: Duration) -> Result<()> {
         self.alive()?;
         let pid = Pid::from_raw(i32::try_from(self.pid()).context("a process id")?);
         kill(pid, Signal::SIGTERM).with_context(|| format!("cannot end {} (pid {pid})", self.name))?;
@@ -144,6 +149,17 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// CPU time that a process has used, by the kernel's clock ticks.
+pub(super) fn cpu_time(pid: u32) -> Result<Duration> {
+    let path = format!("/proc/{pid}/stat");
+    let stat = fs::read_to_string(&path).context(path.clone())?;
+    // The name, in parentheses, may have spaces; user and system time are the 12th and 13th field after it.
+    let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
+    let ticks: u64 = fields.get(11..13).context(path)?.iter().filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+    // A hundred a second, for user space, on every architecture that is still built.
+    Ok(Duration::from_millis(ticks * 10))
 }
 
 /// Ports of 127.0.0.1 in `netns` that nobody listens on now.

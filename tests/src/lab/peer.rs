@@ -13,8 +13,11 @@ use std::thread;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::address::to_v6;
+use super::cgroup::Group;
 use super::exec::Place;
-use crate::pod::{Ask, Connect, Counts, FINGERPRINT, Hello, Listen, Outcome, Proto, Reply, Report, Request, Response, Spray, Traffic};
+use crate::pod::{
+    Ask, Connect, Counts, FINGERPRINT, Hello, Listen, Outcome, Proto, Reply, Report, Request, Response, Spray, Traffic, Watch,
+};
 
 /// Something that takes part in traffic.
 pub struct Peer {
@@ -53,6 +56,11 @@ impl Peer {
     /// Its control group.
     pub fn cgroup(&self) -> &Path {
         &self.place.cgroup
+    }
+
+    /// What its process uses.
+    pub fn group(&self) -> Group {
+        Group::new(self.place.cgroup.clone())
     }
 
     pub(super) fn place(&self) -> &Place {
@@ -133,6 +141,35 @@ impl Peer {
     /// Resets all connections that its listeners have accepted.
     pub fn reset_accepted(&self) -> Result<()> {
         self.wire.done(Ask::ResetAccepted)
+    }
+
+    /// Answers at this address, which must be in its namespace, until its process ends: see [`Ask::AnswerAt`].
+    pub fn answer_at(&self, address: SocketAddr) -> Result<()> {
+        self.wire.done(Ask::AnswerAt(address))
+    }
+
+    /// Waits until answerers are reached. When each was, in nanoseconds since 1970; none where the limit was over before.
+    pub fn watch(&self, order: Watch) -> Result<Vec<Option<u64>>> {
+        match self.wire.ask(Ask::Watch(order))? {
+            Reply::Seen(seen) => Ok(seen),
+            other => self.wire.unexpected(&other),
+        }
+    }
+
+    /// Waits until nobody answers there any more; whether that was before the limit.
+    pub fn gone(&self, dst: SocketAddr, limit_ms: u64) -> Result<bool> {
+        match self.wire.ask(Ask::Gone { dst, limit_ms })? {
+            Reply::Gone(gone) => Ok(gone),
+            other => self.wire.unexpected(&other),
+        }
+    }
+
+    /// How long connecting to each of these takes, in nanoseconds: so many tries, one destination after the other.
+    pub fn connect_times(&self, dsts: &[SocketAddr], samples: usize) -> Result<Vec<Vec<u64>>> {
+        match self.wire.ask(Ask::ConnectTimes { dsts: dsts.to_vec(), samples })? {
+            Reply::Times(times) => Ok(times),
+            other => self.wire.unexpected(&other),
+        }
     }
 
     /// Starts its process; [`ready`](Self::ready) is to be called before anything else.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::listener::{Accepted, Listener};
-use super::{Ask, Connect, FINGERPRINT, Hello, Listen, Proto, Reply, Request, Response};
+use super::{Ask, Connect, FINGERPRINT, Hello, Listen, Proto, Reply, Request, Response, timing};
 use crate::probe::{Session, probe};
 use crate::traffic::{Running, spray};
 
@@ -81,6 +81,10 @@ impl Worker {
                 let running = lock(&self.running).remove(&id).with_context(|| format!("no traffic {id}"))?;
                 Reply::Report(running.stop()?)
             }
+            Ask::AnswerAt(address) => timing::answer_at(address).map(|()| Reply::Done)?,
+            Ask::Watch(order) => Reply::Seen(timing::watch(&order)),
+            Ask::Gone { dst, limit_ms } => Reply::Gone(timing::gone(dst, Duration::from_millis(limit_ms))),
+            Ask::ConnectTimes { dsts, samples } => Reply::Times(timing::connect_times(&dsts, samples)?),
         })
     }
 

@@ -26,6 +26,9 @@ var invented = netip.MustParsePrefix("10.128.0.0/9")
 // The API server refuses a slice with more endpoints.
 const maxSlice = 1000
 
+// The port of the endpoints where no caller names another.
+const targetPort = 8080
+
 // plan is what `fill create` was asked for.
 type plan struct {
 	namespace  string
@@ -51,7 +54,7 @@ func create(args []string) error {
 	services := flags.Int("services", 1000, "number of Services")
 	endpoints := flags.Int("endpoints", 10, "endpoints of each Service")
 	sliceSize := flags.Int("slice-size", maxSlice, "endpoints of one EndpointSlice at most")
-	targetPort := flags.Int("target-port", 8080, "port of the endpoints")
+	backendPort := flags.Int("target-port", targetPort, "port of the endpoints")
 	real := flags.String("endpoint-ip", "", "comma-separated addresses that every Service's first endpoints get, so that a connection can work; the others are invented from "+invented.String())
 	etcd := flags.String("etcd", "", "URL of the API server's etcd: Services are then written there directly. Through the API server each one costs more the more there are, minutes for 10,000")
 	workers := flags.Int("workers", 64, "requests in flight")
@@ -67,7 +70,7 @@ func create(args []string) error {
 		services:   *services,
 		endpoints:  *endpoints,
 		sliceSize:  *sliceSize,
-		targetPort: *targetPort,
+		targetPort: *backendPort,
 		real:       addresses,
 	}
 	if err := p.check(*workers); err != nil {

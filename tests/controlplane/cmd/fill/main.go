@@ -1,6 +1,5 @@
 // Command fill puts many Services and EndpointSlices into an API server, and
-// rewrites single EndpointSlices with no process start in the way of a
-// measurement. kubectl would need minutes for what this does in seconds.
+// changes single ones with no process start in the way of a measurement. kubectl would need minutes for what this does in seconds.
 //
 //	fill create -kubeconfig F -services 10000 -endpoints 10
 //	fill update -kubeconfig F < lines
@@ -21,8 +20,12 @@ const usage = `usage: fill create|update [flags]
 
   create  makes Services svc-00000, svc-00001, ... with their EndpointSlices;
           what exists already is left alone, so a second run can add more
-  update  reads lines "SLICE ADDRESS[,ADDRESS...]" from stdin (or "SLICE -" for
-          no endpoint) and gives each slice exactly these ready endpoints
+  update  reads lines from stdin and carries each out by one write:
+            endpoints SLICE ADDRESS[,ADDRESS...]   exactly these ready endpoints
+            endpoints SLICE -                      no endpoint
+            port SERVICE NUMBER                    one port, to the endpoints' port 8080
+            proxy-name SERVICE NAME                the label by which another proxy serves it
+            proxy-name SERVICE -                   without that label
 
 'fill create -h' and 'fill update -h' list the flags.
 `
