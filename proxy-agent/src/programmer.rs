@@ -119,14 +119,13 @@ impl<D: Dataplane> Programmed<D> {
         // Each owner costs a walk over all: a full map must not turn into hours of reporting.
         const DETAILED: usize = 10;
         let fresh: Vec<_> = refused.into_iter().filter(|(key, why)| self.reported.get(key) != Some(why)).collect();
-        for (i, (key, why)) in fresh.iter().enumerate() {
-            if i < DETAILED {
-                let owners: Vec<String> = plan.owners_of(key).into_iter().map(ToString::to_string).collect();
-                error!(dataplane = %self.name, object = %key, services = %owners.join(", "), "the kernel refuses it: {why}; it is tried again");
-            }
+        let detailed = DETAILED.saturating_sub(self.reported.len()).min(fresh.len());
+        for (key, why) in &fresh[..detailed] {
+            let owners: Vec<String> = plan.owners_of(key).into_iter().map(ToString::to_string).collect();
+            error!(dataplane = %self.name, object = %key, services = %owners.join(", "), "the kernel refuses it: {why}; it is tried again");
         }
-        if fresh.len() > DETAILED {
-            error!(dataplane = %self.name, "the kernel refuses {} more objects", fresh.len() - DETAILED);
+        if fresh.len() > detailed {
+            error!(dataplane = %self.name, "the kernel refuses {} more objects", fresh.len() - detailed);
         }
         self.reported.extend(fresh);
     }
@@ -148,12 +147,15 @@ impl<D: Dataplane> Programmer for Programmed<D> {
 
     fn sync(&mut self, forwarding: &Forwarding, touched: &BTreeSet<ObjectName>, retry: bool) -> anyhow::Result<Round> {
         let refused_before = self.reported.len();
+        if retry && refused_before > 0 {
+            debug!(dataplane = %self.name, "trying again what the kernel refused");
+        }
         match &mut self.plan {
             None => self.start(forwarding)?,
             Some(_) => self.commit(|plan| {
                 plan.update(touched, forwarding);
-                if retry && plan.ledger().retry() {
-                    debug!("trying again what the kernel refused");
+                if retry {
+                    plan.ledger().retry();
                 }
             })?,
         }

@@ -6,7 +6,7 @@ use crate::forward::{Forwarding, Route};
 use crate::ledger::{Kinds, Ledger};
 use crate::lower::{Lowering, MAX_BACKENDS, ObjectsOf, StepOf};
 use crate::model::{Address, Family, Frontend, ObjectName};
-use crate::slots::{PortKey, Slots};
+use crate::slots::{PortKey, Seat, Slots};
 
 /// What one dataplane should hold, what it is believed to hold, and the steps between the two.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ impl<L: Lowering> Plan<L> {
     }
 
     /// Adds the objects of a Service, each key once.
-    fn objects(&self, name: &ObjectName, seats: &[crate::slots::Seat], out: &mut Vec<(L::Key, L::Value)>) {
+    fn objects(&self, name: &ObjectName, seats: &[Seat], out: &mut Vec<(L::Key, L::Value)>) {
         let mut objects = Vec::new();
         self.lowering.objects(name, seats, &mut objects);
         objects.sort_by(|(a, _), (b, _)| a.cmp(b));
