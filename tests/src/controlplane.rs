@@ -242,6 +242,23 @@ impl ControlPlane {
         Ok(path)
     }
 
+    /// kube-proxy's configuration for one of its modes on a node: its defaults, but for where pods are, what a network namespace does
+    /// not let it set, and a period between syncs that is so short that it never counts (0 would be a second). `ports` on loopback
+    /// are for its health and its metrics.
+    pub fn kube_proxy_config(&self, mode: &str, node: &str, pods: &str, [healthz, metrics]: [u16; 2]) -> Value {
+        let periods = json!({"minSyncPeriod": "1ms"});
+        json!({
+            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
+            "mode": mode,
+            "hostnameOverride": node,
+            "clientConnection": {"kubeconfig": self.kubeconfig(User::KubeProxy)},
+            "detectLocalMode": "ClusterCIDR", "clusterCIDR": pods,
+            "nftables": periods, "iptables": periods,
+            "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
+            "healthzBindAddress": format!("127.0.0.1:{healthz}"), "metricsBindAddress": format!("127.0.0.1:{metrics}"),
+        })
+    }
+
     /// Runs kubectl as admin, beside the API server, and returns what it printed. `stdin` is for `apply -f -`.
     pub fn kubectl(&self, args: &[&str], stdin: Option<&str>) -> Result<String> {
         let mut command = self.kubectl_command();

@@ -6,10 +6,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::lab::{RELEASE, built};
-use crate::packages::{self, Package};
 use crate::{lab, run};
-
-const PACKAGES: [Package; 1] = [Package { name: "iptables", why: "kube-proxy's iptables mode, to compare with" }];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -27,7 +24,6 @@ pub(crate) struct Args {
 
 /// Builds everything in release and measures.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    packages::ensure(&PACKAGES)?;
     lab::build(RELEASE)?;
     let lab = built(RELEASE, "proxy-lab");
     run::run(Command::new(&lab).arg("controlplane"))?;

@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tempfile::NamedTempFile;
 
 use super::plan::Proxy;
@@ -22,7 +22,9 @@ use crate::lab::{Group, Lab, Program};
 
 /// The agent says of each commit how long it took, and nothing else of what it does: a line per object would be measured too.
 const AGENT_LOG: &str = "info,proxy_agent::programmer[{micros}]=debug";
-/// kube-proxy's metrics, in the node's namespace.
+/// Where kube-proxy says how it is, in the node's namespace.
+const HEALTHZ_PORT: u16 = 10256;
+/// Its metrics.
 const METRICS_PORT: u16 = 10249;
 /// How long a process may take to end: a transaction of kube-proxy's with many chains holds it in the kernel.
 const END: Duration = Duration::from_secs(240);
@@ -137,20 +139,9 @@ pub(super) fn clean(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-/// kube-proxy's defaults, but for what a network namespace does not let it set, and a period between syncs that is so short that it
-/// never counts: in its favour.
+/// kube-proxy's configuration in a file.
 fn kube_proxy_config(rig: &Rig, mode: &str) -> Result<NamedTempFile> {
-    let config = json!({
-        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
-        "mode": mode,
-        "hostnameOverride": NODE,
-        "clientConnection": {"kubeconfig": rig.plane.kubeconfig(User::KubeProxy)},
-        "detectLocalMode": "ClusterCIDR", "clusterCIDR": "10.1.0.0/16",
-        // Zero would be taken for the default of a second.
-        "nftables": {"minSyncPeriod": "1ms"}, "iptables": {"minSyncPeriod": "1ms"},
-        "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
-        "metricsBindAddress": format!("127.0.0.1:{METRICS_PORT}"), "healthzBindAddress": "127.0.0.1:10256",
-    });
+    let config = rig.plane.kube_proxy_config(mode, NODE, "10.1.0.0/16", [HEALTHZ_PORT, METRICS_PORT]);
     let file = NamedTempFile::new().context("a file for kube-proxy's configuration")?;
     fs::write(file.path(), config.to_string()).context("kube-proxy's configuration")?;
     Ok(file)

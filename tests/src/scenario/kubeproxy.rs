@@ -18,7 +18,7 @@ use super::run::{Probe, run};
 use super::{Executor, KubeProxy, KubeProxyMode, Manifest, Observed, Scenario};
 use crate::agent::DEADLINE;
 use crate::controlplane::process::{Netns, free_ports};
-use crate::controlplane::{Api, ControlPlane, Options, User};
+use crate::controlplane::{Api, ControlPlane, Options};
 use crate::lab::{Connect, Outcome, Program, Proto, Seen};
 
 /// How long a control plane may take to start on a busy machine.
@@ -96,26 +96,9 @@ impl Reference {
         self.plane.path().join("kube-proxy.json")
     }
 
-    /// Its defaults, but for what has to be said about a lab and what would change more than the node's network namespace.
     fn configuration(&self) -> Result<Value> {
-        let [healthz, metrics] = free_ports(&Netns::open(self.probing.lab().node(1).netns())?)?;
-        // 0 would be a second.
-        let periods = json!({"syncPeriod": "30s", "minSyncPeriod": "1ms"});
-        Ok(json!({
-            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
-            "kind": "KubeProxyConfiguration",
-            "mode": self.mode.to_string(),
-            "hostnameOverride": "node1",
-            "clientConnection": {"kubeconfig": self.plane.kubeconfig(User::KubeProxy)},
-            "detectLocalMode": "ClusterCIDR",
-            "clusterCIDR": "10.1.0.0/16,fd00:10:1::/48",
-            "healthzBindAddress": format!("127.0.0.1:{healthz}"),
-            "metricsBindAddress": format!("127.0.0.1:{metrics}"),
-            "oomScoreAdj": 0,
-            "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
-            "iptables": {"syncPeriod": "30s", "minSyncPeriod": "1ms", "localhostNodePorts": false},
-            "nftables": periods,
-        }))
+        let ports = free_ports(&Netns::open(self.probing.lab().node(1).netns())?)?;
+        Ok(self.plane.kube_proxy_config(&self.mode.to_string(), "node1", "10.1.0.0/16,fd00:10:1::/48", ports))
     }
 
     fn start_program(&mut self) -> Result<()> {

@@ -31,6 +31,7 @@ const ANSWER: Duration = Duration::from_secs(70);
 const SILENCE: Duration = Duration::from_secs(100);
 /// A watch that has been open for so long works, even if it has had nothing to say.
 const SETTLED: Duration = Duration::from_secs(5);
+
 /// Why a watch is not read any further.
 enum Stop {
     Closed,
