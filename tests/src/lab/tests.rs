@@ -7,6 +7,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::Pid;
 
 use super::*;
 
@@ -312,7 +314,8 @@ fn a_killed_process_leaves_what_the_next_lab_removes() -> Result<()> {
     let name = line.trim().trim_start_matches("lab ").trim_end_matches(':').to_owned();
     ensure!(name.starts_with("pa-") && Path::new("/run/proxy-lab").join(&name).exists(), "unexpected: {line:?}");
     child.kill()?;
-    // Not waited for yet: a process that has ended counts as ended all the same. Another test's lab may clean up right now.
+    // Ended, which a kill alone does not wait for, but not reaped: it counts as ended all the same. Another test's lab may clean up right now.
+    waitid(Id::Pid(Pid::from_raw(child.id().try_into()?)), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)?;
     let next = Lab::new(LabOptions { pods: Vec::new(), ..LabOptions::default() })?;
     wait(Duration::from_secs(5), "removal", || {
         let left = traces(&name)?;
