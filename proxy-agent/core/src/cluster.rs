@@ -13,6 +13,10 @@ pub enum Kind {
     Service,
     /// EndpointSlices.
     Slice,
+    /// The agent's own Node.
+    Node,
+    /// ServiceCIDRs.
+    ServiceCidr,
 }
 
 /// The Services with their slices. Either may come first (EP-10).
@@ -62,6 +66,8 @@ impl Cluster {
                 self.tidy(&name);
             }
             Change::Slice(name, slice) => self.apply_slice(name, slice, touched),
+            // What is around the Services is not the cluster's.
+            Change::Node(_) | Change::ServiceCidr(..) | Change::HostAddresses(_) => {}
         }
     }
 
@@ -107,6 +113,7 @@ impl Cluster {
                 let gone = self.owners.keys().filter(|name| !listed.contains(*name));
                 gone.map(|name| Change::Slice(name.clone(), None)).collect()
             }
+            Kind::Node | Kind::ServiceCidr => Vec::new(),
         }
     }
 
@@ -121,7 +128,7 @@ impl Cluster {
     }
 }
 
-/// Words that objects have in common, each held once: namespaces and names of ports.
+/// Words that objects have in common, each held once: namespaces, names of ports, zones.
 #[derive(Debug, Default)]
 struct Words {
     known: HashSet<Arc<str>>,
@@ -141,7 +148,9 @@ impl Words {
                 let Some(slice) = slice else { return };
                 self.word(&mut slice.service.namespace);
                 slice.ports.iter_mut().for_each(|port| self.word(&mut port.name));
+                slice.zones.iter_mut().flatten().for_each(|zone| self.word(zone));
             }
+            Change::Node(_) | Change::ServiceCidr(..) | Change::HostAddresses(_) => {}
         }
     }
 

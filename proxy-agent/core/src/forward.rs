@@ -1,36 +1,49 @@
 //! What becomes of a packet: frontends, the routes behind them, and [`Forwarding::decide`], the meaning of the product that
 //! every dataplane is held to.
 
+mod claims;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
+use crate::cidr::Cidr;
 use crate::cluster::{Cluster, Kind};
-use crate::model::{Address, Change, EndpointState, Family, Frontend, ObjectName, Protocol, ServicePort, ServicePortName};
-
-/// Everything that a packet to a frontend needs.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Route {
-    /// The Service port that the frontend belongs to.
-    pub port: ServicePortName,
-    /// Usable backends, sorted. Empty: connections are rejected (ERR-01).
-    pub backends: Vec<Address>,
-}
+use crate::model::{Change, Family, Frontend, ObjectName, Protocol, Service, ServicePort};
+use crate::route::{Case, Entry, EntryKind, Pool, PortKey, Route, Way};
+use crate::select::{Candidate, Usable, ZoneHint};
+use crate::settings::Settings;
+use crate::surroundings::{NodePortScope, Origin, Surroundings};
+use claims::Claims;
 
 /// A new connection, or a datagram of no known flow.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Flow {
     /// Who sends it.
     pub source: IpAddr,
-    /// What it is addressed to.
+    /// From where it reaches the node.
+    pub origin: Origin,
+    /// What it is addressed to; its port is 0 where the protocol has none.
     pub destination: SocketAddr,
-    /// Its protocol.
-    pub protocol: Protocol,
+    /// Whether that is one of the host's own addresses.
+    pub is_to_host: bool,
+    /// Its protocol; none for one that no Service can have, such as ICMP.
+    pub protocol: Option<Protocol>,
 }
 
 impl Flow {
-    /// The frontend that the flow is addressed to, if there is one.
-    pub fn frontend(&self) -> Frontend {
-        Frontend { ip: self.destination.ip(), port: self.destination.port(), protocol: self.protocol }
+    /// The frontend that has exactly this destination.
+    pub fn frontend(&self) -> Option<Frontend> {
+        Some(Frontend { ip: self.destination.ip(), port: self.destination.port(), protocol: self.protocol? })
+    }
+
+    /// The NodePort that the destination is if its address serves NodePorts.
+    pub fn node_port(&self) -> Option<Frontend> {
+        Some(Frontend::node_port(self.family(), self.destination.port(), self.protocol?))
+    }
+
+    /// The family of its addresses.
+    pub fn family(&self) -> Family {
+        Family::of(self.destination.ip())
     }
 }
 
@@ -39,59 +52,123 @@ impl Flow {
 pub enum Verdict {
     /// No Service: the packet passes as it is.
     Untouched,
-    /// To one of these backends, each equally likely (EP-18), the source kept.
-    Backends(BTreeSet<SocketAddr>),
-    /// Refused at once (ERR-01).
+    /// To one of these backends.
+    Backends {
+        /// Each equally likely (EP-18), unless a client stays with one.
+        backends: BTreeSet<SocketAddr>,
+        /// What they see of who sends.
+        source: SourceSeen,
+        /// A client stays with its backend (AFF).
+        is_sticky: bool,
+    },
+    /// Refused at once (ERR-01, ERR-06).
     Rejected,
+    /// Lost without a word (ERR-02, ERR-03, ERR-07).
+    Dropped,
 }
 
-/// The Services that claim a frontend, sorted. Nearly always one.
-#[derive(Debug)]
-enum Claims {
-    One(ObjectName),
-    Many(Vec<ObjectName>),
-}
-
-impl Claims {
-    fn names(&self) -> &[ObjectName] {
-        match self {
-            Claims::One(name) => std::slice::from_ref(name),
-            Claims::Many(names) => names,
-        }
-    }
+/// Whose address a backend sees.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SourceSeen {
+    /// The sender's own.
+    Kept,
+    /// One of the node's.
+    Masqueraded,
+    /// It depends on the backend (a sender that is one itself needs masquerading, NAT-06), or on what translates.
+    Either,
 }
 
 /// All frontends with their routes, kept current change by change.
 #[derive(Debug, Default)]
 pub struct Forwarding {
     cluster: Cluster,
-    /// The Services that claim each frontend. More than one is a conflict, which the first by name wins, whatever the order of
-    /// arrival.
-    claims: HashMap<Frontend, Claims>,
+    surroundings: Surroundings,
+    /// Counts changes of the surroundings.
+    epoch: u64,
+    /// Which Service has each frontend.
+    claims: Claims,
     touched: BTreeSet<ObjectName>,
+    /// How many ClusterIPs there are of each address: nearly always one.
+    cluster_ips: HashMap<IpAddr, u32>,
 }
 
 impl Forwarding {
+    /// Nothing to serve yet.
+    pub fn new(settings: Settings) -> Self {
+        Self { surroundings: Surroundings::new(settings), ..Self::default() }
+    }
+
     /// Takes a change in. Which Services it affects shows in [`take_touched`](Self::take_touched).
     pub fn apply(&mut self, change: Change) {
-        let Change::Service(name, _) = &change else { return self.cluster.apply(change, &mut self.touched) };
-        let name = name.clone();
+        match change {
+            Change::Service(name, service) => self.apply_service(name, service),
+            Change::Slice(..) => self.cluster.apply(change, &mut self.touched),
+            Change::Node(node) => self.change_surroundings(|around| around.set_node(node)),
+            Change::ServiceCidr(name, cidrs) => self.change_surroundings(|around| around.set_service_cidr(name, cidrs)),
+            Change::HostAddresses(addresses) => self.change_surroundings(|around| around.set_host(addresses)),
+        }
+    }
+
+    fn apply_service(&mut self, name: ObjectName, service: Option<Service>) {
         let before = self.claimed_by(&name);
-        self.cluster.apply(change, &mut self.touched);
+        let ips_before = self.cluster_ips_of(&name);
+        self.cluster.apply(Change::Service(name.clone(), service), &mut self.touched);
         let name = self.cluster.known(name);
         let after = self.claimed_by(&name);
         for frontend in before.difference(&after) {
-            self.unclaim(frontend, &name);
+            self.claims.give_up(frontend, &name, &mut self.touched);
         }
         for frontend in after.difference(&before) {
-            self.claim(*frontend, &name);
+            self.claims.take(*frontend, &name, &mut self.touched);
         }
+        for ip in self.cluster_ips_of(&name) {
+            *self.cluster_ips.entry(ip).or_default() += 1;
+        }
+        for ip in ips_before {
+            if let Some(count) = self.cluster_ips.get_mut(&ip) {
+                *count -= 1;
+                if *count == 0 {
+                    self.cluster_ips.remove(&ip);
+                }
+            }
+        }
+    }
+
+    fn cluster_ips_of(&self, name: &ObjectName) -> Vec<IpAddr> {
+        self.cluster.service(name).map_or_else(Vec::new, |service| service.cluster_ips.to_vec())
+    }
+
+    /// Changes what is around, and touches the Services whose routes depend on what has changed.
+    fn change_surroundings(&mut self, change: impl FnOnce(&mut Surroundings)) {
+        let before = self.surroundings.clone();
+        change(&mut self.surroundings);
+        let after = &self.surroundings;
+        if before == *after {
+            return;
+        }
+        self.epoch += 1;
+        let detects = |around: &Surroundings| Family::ALL.map(|family| around.detection(family).is_some());
+        let ips = |around: &Surroundings| Family::ALL.map(|family| around.node_ip(family));
+        let (detection, zone, node) = (detects(&before) != detects(after), before.zone() != after.zone(), ips(&before) != ips(after));
+        if !(detection || zone || node) {
+            return;
+        }
+        let cluster = &self.cluster;
+        let depends = |name: &&ObjectName| {
+            let hinted = || cluster.slices(name).any(|slice| !slice.zones.is_empty());
+            let restricted = || cluster.service(name).is_some_and(|service| service.source_ranges.is_some());
+            detection || (zone && hinted()) || (node && restricted())
+        };
+        self.touched.extend(cluster.services().filter(depends).cloned());
     }
 
     /// Takes a complete list in: what is not in it is gone.
     pub fn retain_listed(&mut self, kind: Kind, listed: &HashSet<ObjectName>) {
-        for change in self.cluster.missing_from(kind, listed) {
-            self.apply(change);
+        match kind {
+            Kind::Service | Kind::Slice => self.cluster.missing_from(kind, listed).into_iter().for_each(|change| self.apply(change)),
+            Kind::ServiceCidr => self.change_surroundings(|around| around.retain_service_cidrs(listed)),
+            Kind::Node if listed.is_empty() => self.apply(Change::Node(None)),
+            Kind::Node => {}
         }
     }
 
@@ -105,118 +182,216 @@ impl Forwarding {
         self.cluster.services()
     }
 
-    /// The frontends that are this Service's, with their routes: those that it claims, less those that another Service wins.
-    pub fn routes(&self, name: &ObjectName) -> Vec<(Frontend, Route)> {
+    /// What is around the Services.
+    pub fn surroundings(&self) -> &Surroundings {
+        &self.surroundings
+    }
+
+    /// A number that changes with the [surroundings](Self::surroundings).
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The routes of a Service's ports: with the frontends that it claims, less those that another Service wins. Ports of which
+    /// nothing is left are not there.
+    pub fn routes(&self, name: &ObjectName) -> Vec<Route> {
         let Some(service) = self.cluster.service(name) else { return Vec::new() };
+        let mut seen = Vec::new();
         let mut routes = Vec::with_capacity(service.ports.len() * service.cluster_ips.len());
-        for port in service.ports.iter().filter(|port| is_served(port)) {
-            for &ip in &*service.cluster_ips {
-                let frontend = Frontend { ip, port: port.port, protocol: port.protocol };
-                if self.winner(&frontend) == Some(name) {
-                    routes.push((frontend, self.route(name, port, Family::of(ip))));
+        for port in &service.ports {
+            for family in families(service) {
+                let mut entries = Vec::new();
+                for (frontend, kind) in frontends(service, port, family) {
+                    if self.claims.winner(&frontend) == Some(name) && !seen.contains(&frontend) {
+                        seen.push(frontend);
+                        entries.push((frontend, kind));
+                    }
+                }
+                if !entries.is_empty() {
+                    routes.push(self.route(name, service, port, family, entries));
                 }
             }
         }
         routes
     }
 
+    fn route(
+        &self,
+        name: &ObjectName,
+        service: &Service,
+        port: &ServicePort,
+        family: Family,
+        entries: Vec<(Frontend, EntryKind)>,
+    ) -> Route {
+        let mut usable = Usable::select(self.candidates(name, port, family));
+        let case = self.case(service, &usable, family);
+        let entry = |(frontend, kind)| {
+            let sources = if kind == EntryKind::LoadBalancer { self.sources(service, family) } else { None };
+            Entry { frontend, kind, treatment: case.treatment(kind), sources }
+        };
+        let entries: Vec<Entry> = entries.into_iter().map(entry).collect();
+        for (pool, backends) in [(Pool::Cluster, &mut usable.cluster), (Pool::Local, &mut usable.local)] {
+            if !entries.iter().any(|entry| entry.treatment.uses(pool)) {
+                backends.clear();
+            }
+        }
+        if usable.cluster.is_empty() && usable.local.is_empty() {
+            usable.here.clear();
+        }
+        let key = PortKey { name: port.name.clone(), protocol: port.protocol, family };
+        let Usable { cluster, local, here } = usable;
+        Route { key, cluster, local, here, affinity: service.affinity, entries }
+    }
+
+    fn case(&self, service: &Service, usable: &Usable, family: Family) -> Case {
+        Case {
+            internal: service.internal,
+            external: service.external,
+            is_deserted: usable.cluster.is_empty(),
+            lacks_local: usable.local.is_empty(),
+            detects_pods: self.surroundings.detection(family).is_some(),
+            masquerade_all: self.surroundings.settings().masquerade_all,
+        }
+    }
+
+    /// LBR-02, LBR-03, LBR-05: the ranges of a family that are let in; none where everyone is.
+    fn sources(&self, service: &Service, family: Family) -> Option<std::sync::Arc<[Cidr]>> {
+        let ranges = service.source_ranges.as_deref()?.iter().filter(|cidr| cidr.family() == family);
+        let mut ranges: Vec<Cidr> = ranges.copied().collect();
+        let open = ranges.is_empty() && self.surroundings.settings().open_unnamed_families;
+        if open || ranges.iter().any(Cidr::is_all) {
+            return None;
+        }
+        if self.surroundings.node_ip(family).is_some_and(|ip| ranges.iter().any(|cidr| cidr.contains(ip))) {
+            // A host that sends to the address it has itself, as some load balancers give it.
+            let own = service.load_balancer_ips.iter().filter(|ip| Family::of(**ip) == family);
+            ranges.extend(own.map(|ip| Cidr::host(*ip)));
+        }
+        Some(Cidr::minimal(ranges).into())
+    }
+
     /// Frontends that more than one Service claims: the frontend, the winner, and those that are not served there.
     pub fn conflicts(&self, name: &ObjectName) -> Vec<(Frontend, &ObjectName)> {
         let lost = self.claimed_by(name).into_iter();
-        lost.filter_map(|frontend| self.winner(&frontend).filter(|w| *w != name).map(|w| (frontend, w))).collect()
+        lost.filter_map(|frontend| self.claims.winner(&frontend).filter(|w| *w != name).map(|w| (frontend, w))).collect()
     }
 
     /// What must become of `flow`.
     pub fn decide(&self, flow: &Flow) -> Verdict {
-        let frontend = flow.frontend();
-        let Some(name) = self.winner(&frontend) else { return Verdict::Untouched };
-        let mut ports = self.cluster.service(name).into_iter().flat_map(|service| service.ports.iter());
-        let port = ports.find(|port| port.port == frontend.port && port.protocol == frontend.protocol);
-        let backends = port.map(|port| usable(self.endpoints(name, port, Family::of(frontend.ip))));
-        backends.map_or(Verdict::Untouched, |backends| Verdict::to(backends.into_iter().map(SocketAddr::from)))
+        let exact = flow.frontend().filter(|frontend| self.claims.winner(frontend).is_some());
+        // TP-10
+        let frontend = exact.or_else(|| flow.node_port().filter(|_| self.serves_node_ports(flow)));
+        let name = frontend.and_then(|frontend| self.claims.winner(&frontend));
+        let (Some(frontend), Some(name)) = (frontend, name) else { return self.decide_unserved(flow) };
+        let mut routes = self.routes(name).into_iter();
+        let found = routes.find_map(|route| route.entries.iter().position(|e| e.frontend == frontend).map(|i| (route, i)));
+        let Some((route, index)) = found else { return Verdict::Untouched };
+        let entry = &route.entries[index];
+        if entry.sources.as_ref().is_some_and(|ranges| !ranges.iter().any(|cidr| cidr.contains(flow.source))) {
+            return Verdict::Dropped;
+        }
+        let sender = self.surroundings.sender(flow.source, &flow.origin);
+        match entry.treatment.way(sender, route.local.is_empty()) {
+            Way::Rejected => Verdict::Rejected,
+            Way::Dropped => Verdict::Dropped,
+            Way::To(pool, masqueraded) => {
+                let backends = if pool == Pool::Cluster { &route.cluster } else { &route.local };
+                let backends = backends.iter().map(|backend| SocketAddr::from(*backend)).collect();
+                let hairpin = route.here.contains(&flow.source);
+                Verdict::to(backends, masqueraded, hairpin.then_some(flow.source), route.affinity.is_some())
+            }
+        }
     }
 
-    fn route(&self, name: &ObjectName, port: &ServicePort, family: Family) -> Route {
-        let port_name = ServicePortName { service: name.clone(), port: port.name.clone(), protocol: port.protocol };
-        Route { backends: usable(self.endpoints(name, port, family)), port: port_name }
+    /// ERR-06, ERR-07
+    fn decide_unserved(&self, flow: &Flow) -> Verdict {
+        let ip = flow.destination.ip();
+        if self.cluster_ips.contains_key(&ip) {
+            Verdict::Rejected
+        } else if self.surroundings.service_cidrs(flow.family()).iter().any(|cidr| cidr.contains(ip)) {
+            Verdict::Dropped
+        } else {
+            Verdict::Untouched
+        }
+    }
+
+    fn serves_node_ports(&self, flow: &Flow) -> bool {
+        match self.surroundings.node_ports(flow.family()) {
+            NodePortScope::Any => flow.is_to_host && !flow.destination.ip().is_loopback(),
+            NodePortScope::These(addresses) => addresses.contains(&flow.destination.ip()),
+        }
     }
 
     /// The endpoints of a Service port (EP-04, EP-05), as often as slices have them.
-    fn endpoints(&self, name: &ObjectName, port: &ServicePort, family: Family) -> impl Iterator<Item = (Address, EndpointState)> {
+    fn candidates(&self, name: &ObjectName, port: &ServicePort, family: Family) -> impl Iterator<Item = Candidate> {
+        let zone = self.surroundings.zone();
         self.cluster.slices(name).flat_map(move |slice| {
             let ports = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
             ports.flat_map(move |p| {
-                let endpoints = slice.endpoints.iter().filter(move |e| Family::of(e.ip) == family);
-                endpoints.map(move |e| (Address { ip: e.ip, port: p.port }, e.state))
+                let endpoints = slice.endpoints.iter().enumerate().filter(move |(_, e)| Family::of(e.ip) == family);
+                endpoints.map(move |(i, endpoint)| {
+                    let zones = match slice.zones.get(i) {
+                        None => ZoneHint::None,
+                        Some(zones) if zones.is_empty() => ZoneHint::None,
+                        Some(zones) if zone.is_some_and(|zone| zones.iter().any(|z| **z == *zone)) => ZoneHint::This,
+                        Some(_) => ZoneHint::Others,
+                    };
+                    Candidate::new(endpoint, p.port, zones)
+                })
             })
         })
     }
 
-    fn winner(&self, frontend: &Frontend) -> Option<&ObjectName> {
-        self.claims.get(frontend)?.names().first()
-    }
-
     fn claimed_by(&self, name: &ObjectName) -> BTreeSet<Frontend> {
         let Some(service) = self.cluster.service(name) else { return BTreeSet::new() };
-        let ports = service.ports.iter().filter(|port| is_served(port));
-        let claims = ports.flat_map(|p| service.cluster_ips.iter().map(|&ip| Frontend { ip, port: p.port, protocol: p.protocol }));
-        claims.collect()
+        let of_port = |port| families(service).flat_map(move |family| frontends(service, port, family));
+        service.ports.iter().flat_map(of_port).map(|(frontend, _)| frontend).collect()
     }
+}
 
-    /// Only who wins matters to routes: however many Services claim a frontend, at most two are touched.
-    fn claim(&mut self, frontend: Frontend, name: &ObjectName) {
-        let mut names = self.claims.remove(&frontend).map_or_else(Vec::new, |claims| claims.names().to_vec());
-        if let Err(place) = names.binary_search(name) {
-            names.insert(place, name.clone());
-            if place == 0 {
-                self.touched.extend(names.iter().take(2).cloned());
-            }
-        }
-        self.put_claims(frontend, names);
-    }
+/// The families in which a Service is served: those of its ClusterIPs (SVC-05).
+fn families(service: &Service) -> impl Iterator<Item = Family> {
+    service.cluster_ips.iter().map(|ip| Family::of(*ip))
+}
 
-    fn unclaim(&mut self, frontend: &Frontend, name: &ObjectName) {
-        let Some(claims) = self.claims.remove(frontend) else { return };
-        let mut names = claims.names().to_vec();
-        if let Ok(place) = names.binary_search(name) {
-            names.remove(place);
-            if place == 0 {
-                self.touched.extend(names.first().cloned());
-            }
-        }
-        self.put_claims(*frontend, names);
-    }
-
-    fn put_claims(&mut self, frontend: Frontend, mut names: Vec<ObjectName>) {
-        let claims = match names.len() {
-            0 => return,
-            1 => Claims::One(names.remove(0)),
-            _ => Claims::Many(names),
-        };
-        self.claims.insert(frontend, claims);
-    }
+/// Where a Service port is to be served. An address may be there as more than one kind: the first counts.
+fn frontends<'a>(service: &'a Service, port: &'a ServicePort, family: Family) -> impl Iterator<Item = (Frontend, EntryKind)> + 'a {
+    let ServicePort { protocol, port: number, node_port, .. } = *port;
+    let kinds = [
+        (&service.cluster_ips, EntryKind::ClusterIp),
+        (&service.load_balancer_ips, EntryKind::LoadBalancer),
+        (&service.external_ips, EntryKind::ExternalIp),
+    ];
+    let ips = kinds.into_iter().flat_map(|(ips, kind)| ips.iter().map(move |ip| (*ip, kind)));
+    let ips = ips.filter(move |(ip, _)| Family::of(*ip) == family);
+    let node_port = (node_port != 0).then(|| (Frontend::node_port(family, node_port, protocol), EntryKind::NodePort));
+    ips.map(move |(ip, kind)| (Frontend { ip, port: number, protocol }, kind)).chain(node_port)
 }
 
 impl Verdict {
-    /// The verdict for a frontend with these backends.
-    pub fn to(backends: impl IntoIterator<Item = SocketAddr>) -> Self {
-        let backends: BTreeSet<SocketAddr> = backends.into_iter().collect();
-        if backends.is_empty() { Verdict::Rejected } else { Verdict::Backends(backends) }
+    /// To these backends. `hairpin`: the sender's address, where the sender is a backend on this node.
+    pub fn to(backends: BTreeSet<SocketAddr>, masqueraded: bool, hairpin: Option<IpAddr>, is_sticky: bool) -> Self {
+        if backends.is_empty() {
+            return Verdict::Rejected;
+        }
+        let own = backends.iter().filter(|backend| hairpin == Some(backend.ip())).count();
+        let source = match (masqueraded, own) {
+            (true, _) => SourceSeen::Masqueraded,
+            (false, 0) => SourceSeen::Kept,
+            (false, own) if own == backends.len() => SourceSeen::Masqueraded,
+            (false, _) => SourceSeen::Either,
+        };
+        Verdict::Backends { backends, source, is_sticky }
     }
-}
 
-/// No dataplane serves SCTP yet, so none may claim to.
-fn is_served(port: &ServicePort) -> bool {
-    port.protocol != Protocol::Sctp
-}
-
-/// The usable ones among the copies of endpoints, sorted and each once (EP-09, EP-12, EP-14, EP-15, EP-16).
-fn usable(endpoints: impl Iterator<Item = (Address, EndpointState)>) -> Vec<Address> {
-    let mut states: Vec<(Address, EndpointState)> = endpoints.collect();
-    // Of several copies the greatest state counts: it comes first.
-    states.sort_unstable_by(|(a, s), (b, t)| a.cmp(b).then(t.cmp(s)));
-    states.dedup_by_key(|(address, _)| *address);
-    let any_ready = states.iter().any(|(_, state)| state.is_ready());
-    let wanted = |state: EndpointState| if any_ready { state.is_ready() } else { state == EndpointState::Draining };
-    states.into_iter().filter(|(_, state)| wanted(*state)).map(|(address, _)| address).collect()
+    /// Whether a dataplane that says `self` does what `wanted` says.
+    pub fn agrees(&self, wanted: &Verdict) -> bool {
+        match (self, wanted) {
+            (
+                Verdict::Backends { backends, source: SourceSeen::Either, is_sticky },
+                Verdict::Backends { backends: wanted, is_sticky: sticky, .. },
+            ) => backends == wanted && is_sticky == sticky,
+            _ => self == wanted,
+        }
+    }
 }

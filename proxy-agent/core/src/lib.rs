@@ -5,17 +5,18 @@
 //! input ─ convert ─▶ Change ─▶ Forwarding(Cluster) ─ routes ─▶ seat(Slots) ─▶ lower ─▶ Objects ─▶ Ledger ─▶ Tx
 //! ```
 //!
-//! `model ← input ← cluster ← forward ← lower/{bpf, nft}`; [`ledger`] and [`slots`] stand alone; [`plan`] joins a lowering with
-//! its ledger and slots.
+//! `model ← input ← cluster, surroundings ← select ← route ← forward ← lower/{bpf, nft}`; [`ledger`] stands alone; [`plan`] joins
+//! a lowering with its ledger and [`slots`].
 
 #![forbid(unsafe_code)]
 
+pub mod cidr;
 pub mod cluster;
 pub mod forward;
 pub mod input;
 pub mod ledger;
-pub mod lower;
 pub mod model;
-pub mod plan;
-pub mod slots;
-pub mod view;
+pub mod route;
+mod select;
+pub mod settings;
+pub mod surroundings;

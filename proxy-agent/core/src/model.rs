@@ -2,12 +2,14 @@
 
 use std::cmp::Ordering;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use serde::Serialize;
 
-/// Namespace and name of a Service or EndpointSlice. Ordered by namespace, then name.
+use crate::cidr::Cidr;
+
+/// Namespace and name of an object; the namespace of a Node or ServiceCIDR is empty. Ordered by namespace, then name.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectName {
     /// Kubernetes namespace.
@@ -25,7 +27,7 @@ impl ObjectName {
 
 impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
     }
 }
 
@@ -51,6 +53,14 @@ impl Family {
     /// The family of an address.
     pub fn of(ip: IpAddr) -> Self {
         if ip.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+
+    /// 0.0.0.0 or ::.
+    pub fn unspecified(self) -> IpAddr {
+        match self {
+            Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        }
     }
 }
 
@@ -168,8 +178,31 @@ impl fmt::Debug for ServicePortName {
 pub struct Service {
     /// ClusterIPs, at most one per family, IPv4 first.
     pub cluster_ips: Box<[IpAddr]>,
+    /// `spec.externalIPs`, each once.
+    pub external_ips: Box<[IpAddr]>,
+    /// Addresses of load balancers that the node serves itself (SVC-08, SVC-09), each once.
+    pub load_balancer_ips: Box<[IpAddr]>,
     /// Ports in the order of the object.
     pub ports: Box<[ServicePort]>,
+    /// What ClusterIPs lead to (`internalTrafficPolicy`).
+    pub internal: TrafficPolicy,
+    /// What all other frontends lead to (`externalTrafficPolicy`, SVC-10).
+    pub external: TrafficPolicy,
+    /// Seconds since its last new connection for which a client stays with its backend (`sessionAffinity: ClientIP`).
+    pub affinity: Option<u32>,
+    /// Who may use the addresses of load balancers, where not everyone may (`loadBalancerSourceRanges`), without what cannot be
+    /// used. Both families in one list.
+    pub source_ranges: Option<Box<[Cidr]>>,
+}
+
+/// Which backends a frontend leads to.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub enum TrafficPolicy {
+    /// To those of all nodes.
+    #[default]
+    Cluster,
+    /// To those of this node.
+    Local,
 }
 
 /// One port of a [`Service`].
@@ -181,6 +214,8 @@ pub struct ServicePort {
     pub protocol: Protocol,
     /// Port number of the frontends.
     pub port: u16,
+    /// Port number on the node's own addresses; 0 where there is none (SVC-12).
+    pub node_port: u16,
 }
 
 /// An EndpointSlice, reduced to what decides about packets.
@@ -192,6 +227,8 @@ pub struct Slice {
     pub ports: Box<[SlicePort]>,
     /// Endpoints, their addresses all of one family (EP-03).
     pub endpoints: Box<[Endpoint]>,
+    /// The zones for which each endpoint is (`hints.forZones`), in the order of `endpoints`. Empty where no endpoint has any.
+    pub zones: Box<[Box<[Arc<str>]>]>,
 }
 
 /// One port of a [`Slice`] (EP-04: it has a number).
@@ -212,6 +249,22 @@ pub struct Endpoint {
     pub ip: IpAddr,
     /// Its conditions, defaults applied.
     pub state: EndpointState,
+    /// Whether it is on this node (EP-08).
+    pub is_local: bool,
+    /// The nodes for which it is (`hints.forNodes`).
+    pub nodes: NodeHint,
+}
+
+/// What an endpoint says about the nodes for which it is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub enum NodeHint {
+    /// Nothing.
+    #[default]
+    None,
+    /// This node is not among them.
+    Others,
+    /// This node is among them.
+    This,
 }
 
 /// Conditions of an endpoint (EP-07). The order settles which of several copies of one address counts (EP-09): a pod that has
@@ -294,12 +347,29 @@ impl fmt::Debug for Address {
 /// An address, port and protocol that is served. Ordered by address, then port, then protocol.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Frontend {
-    /// Virtual IP.
+    /// Virtual IP. The unspecified address of a family stands for all addresses on which the node serves NodePorts.
     pub ip: IpAddr,
     /// Port number.
     pub port: u16,
     /// Transport protocol.
     pub protocol: Protocol,
+}
+
+impl Frontend {
+    /// A NodePort: the port of all addresses on which the node serves NodePorts.
+    pub fn node_port(family: Family, port: u16, protocol: Protocol) -> Self {
+        Self { ip: family.unspecified(), port, protocol }
+    }
+
+    /// Whether it is a NodePort.
+    pub fn is_node_port(&self) -> bool {
+        self.ip.is_unspecified()
+    }
+
+    /// The family of its address.
+    pub fn family(&self) -> Family {
+        Family::of(self.ip)
+    }
 }
 
 impl Ord for Frontend {
@@ -333,4 +403,21 @@ pub enum Change {
     Service(ObjectName, Option<Service>),
     /// An EndpointSlice; `None` also for one that is not to be used.
     Slice(ObjectName, Option<Slice>),
+    /// This agent's own Node.
+    Node(Option<Node>),
+    /// A ServiceCIDR: the ranges from which ClusterIPs are taken.
+    ServiceCidr(ObjectName, Option<Box<[Cidr]>>),
+    /// All addresses of the host's interfaces, as the kernel has them, loopback included.
+    HostAddresses(Box<[IpAddr]>),
+}
+
+/// What of the agent's own Node decides about packets.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Node {
+    /// Label `topology.kubernetes.io/zone`.
+    pub zone: Option<Arc<str>>,
+    /// The node's addresses: at most one per family, the first one the primary (API-02).
+    pub ips: Box<[IpAddr]>,
+    /// `spec.podCIDRs`.
+    pub pod_cidrs: Box<[Cidr]>,
 }

@@ -1,25 +1,27 @@
 //! EndpointSlices (EP-01..07).
 
+use std::sync::Arc;
+
 use super::{Converted, Report, check_label, object, object_name, parse_ip, parse_port, parse_protocol, port_name};
-use crate::model::{Change, Endpoint, EndpointState, Family, ObjectName, Slice, SlicePort};
+use crate::model::{Change, Endpoint, EndpointState, Family, NodeHint, ObjectName, Slice, SlicePort};
 
 /// Its presence takes a slice out (EP-01).
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 /// Names the Service of a slice (EP-02).
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
-/// What an EndpointSlice object says. A slice that is not to be used gives a removal.
-pub fn convert_endpoint_slice(object: &object::EndpointSlice) -> Converted {
+/// What an EndpointSlice object says, seen from the Node of this name. A slice that is not to be used gives a removal.
+pub fn convert_endpoint_slice(object: &object::EndpointSlice, node: &str) -> Converted {
     let name = match object_name("endpointslice", &object.metadata) {
         Ok(name) => name,
         Err(problems) => return Converted { change: None, problems },
     };
     let mut report = Report::new(format!("endpointslice {name}"));
-    let slice = if object.metadata.labels.contains_key(HEADLESS_LABEL) { None } else { used(object, &name, &mut report) };
+    let slice = if object.metadata.labels.contains_key(HEADLESS_LABEL) { None } else { used(object, &name, node, &mut report) };
     Converted { change: Some(Change::Slice(name, slice)), problems: report.problems }
 }
 
-fn used(object: &object::EndpointSlice, name: &ObjectName, report: &mut Report) -> Option<Slice> {
+fn used(object: &object::EndpointSlice, name: &ObjectName, node: &str, report: &mut Report) -> Option<Slice> {
     let service = object.metadata.labels.get(SERVICE_NAME_LABEL).and_then(Option::as_deref).unwrap_or_default();
     if service.is_empty() {
         report.say(format_args!("metadata.labels[{SERVICE_NAME_LABEL}]: missing; the slice is ignored"));
@@ -33,10 +35,13 @@ fn used(object: &object::EndpointSlice, name: &ObjectName, report: &mut Report) 
             return None;
         }
     };
+    let (endpoints, zones): (Vec<_>, Vec<_>) = endpoints(object, family, node, report).into_iter().unzip();
+    let hinted = zones.iter().any(|zones: &Box<[Arc<str>]>| !zones.is_empty());
     Some(Slice {
         service: ObjectName { namespace: name.namespace.clone(), name: service.into() },
         ports: ports(object, report),
-        endpoints: endpoints(object, family, report),
+        endpoints: endpoints.into(),
+        zones: if hinted { zones.into() } else { Box::default() },
     })
 }
 
@@ -58,7 +63,8 @@ fn ports(object: &object::EndpointSlice, report: &mut Report) -> Box<[SlicePort]
     ports.into()
 }
 
-fn endpoints(object: &object::EndpointSlice, family: Family, report: &mut Report) -> Box<[Endpoint]> {
+/// The endpoints, each with the zones for which it is.
+fn endpoints(object: &object::EndpointSlice, family: Family, node: &str, report: &mut Report) -> Vec<(Endpoint, Box<[Arc<str>]>)> {
     let mut endpoints = Vec::with_capacity(object.endpoints.len());
     for (i, endpoint) in object.endpoints.iter().enumerate() {
         let Some(address) = endpoint.addresses.first() else {
@@ -70,10 +76,29 @@ fn endpoints(object: &object::EndpointSlice, family: Family, report: &mut Report
             Ok(ip) if Family::of(ip) != family => {
                 report.say(format_args!("endpoints[{i}].addresses[0]: {address:?} is not {family}; the endpoint is left out"));
             }
-            Ok(ip) => endpoints.push(Endpoint { ip, state: state(&endpoint.conditions) }),
+            Ok(ip) => {
+                let is_local = !node.is_empty() && endpoint.node_name.as_deref() == Some(node);
+                let nodes = node_hint(&endpoint.hints, node);
+                let zones = names(&endpoint.hints.for_zones).map(Arc::from).collect();
+                endpoints.push((Endpoint { ip, state: state(&endpoint.conditions), is_local, nodes }, zones));
+            }
         }
     }
-    endpoints.into()
+    endpoints
+}
+
+fn names(named: &[object::Named]) -> impl Iterator<Item = &str> {
+    named.iter().filter_map(|named| named.name.as_deref())
+}
+
+fn node_hint(hints: &object::EndpointHints, node: &str) -> NodeHint {
+    if hints.for_nodes.is_empty() {
+        NodeHint::None
+    } else if names(&hints.for_nodes).any(|name| name == node) {
+        NodeHint::This
+    } else {
+        NodeHint::Others
+    }
 }
 
 /// EP-07 with its defaults.

@@ -2,6 +2,7 @@
 //! [`Problem`] and left out; what remains of the object is served. Nothing here can fail or panic.
 
 mod endpoint_slice;
+mod node;
 pub mod object;
 mod service;
 
@@ -10,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 pub use endpoint_slice::convert_endpoint_slice;
+pub use node::{convert_node, convert_service_cidr};
 pub use service::convert_service;
 
 use crate::model::{Change, ObjectName, Protocol};
@@ -17,7 +19,7 @@ use crate::model::{Change, ObjectName, Protocol};
 /// Something in an object that cannot be used: what is wrong, where, and what becomes of it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Problem {
-    /// `service ns/name` or `endpointslice ns/name`.
+    /// `service ns/name`, `endpointslice ns/name`, `node name` or `servicecidr name`.
     pub object: String,
     /// Path of the field and what is wrong with it, for the operator.
     pub text: String,

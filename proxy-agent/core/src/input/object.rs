@@ -1,8 +1,8 @@
-//! Services and EndpointSlices as Kubernetes writes them, with just the fields that are used: decoding skips the rest, which
+//! Services, EndpointSlices, Nodes and ServiceCIDRs as Kubernetes writes them, with just the fields that are used: decoding skips the rest, which
 //! is most of an object. Every field may be absent or null; [`convert_service`](super::convert_service) and
 //! [`convert_endpoint_slice`](super::convert_endpoint_slice) decide what that means.
 //!
-//! Follows `k8s.io/api/core/v1` and `k8s.io/api/discovery/v1`.
+//! Follows `k8s.io/api/core/v1`, `k8s.io/api/discovery/v1` and `k8s.io/api/networking/v1`.
 
 use std::collections::BTreeMap;
 
@@ -40,6 +40,9 @@ pub struct Service {
     /// What is to be served.
     #[serde(default, deserialize_with = "nullable")]
     pub spec: ServiceSpec,
+    /// What load balancers there are.
+    #[serde(default, deserialize_with = "nullable")]
+    pub status: ServiceStatus,
 }
 
 /// `spec` of a [`Service`].
@@ -61,6 +64,64 @@ pub struct ServiceSpec {
     /// Ports.
     #[serde(default, deserialize_with = "list")]
     pub ports: Vec<ServicePort>,
+    /// More addresses, which something else routes to the nodes.
+    #[serde(rename = "externalIPs", default, deserialize_with = "list")]
+    pub external_ips: Vec<String>,
+    /// Cluster if absent, or Local.
+    pub external_traffic_policy: Option<String>,
+    /// Cluster if absent, or Local.
+    pub internal_traffic_policy: Option<String>,
+    /// None if absent, or ClientIP.
+    pub session_affinity: Option<String>,
+    /// How long affinity lasts.
+    #[serde(default, deserialize_with = "nullable")]
+    pub session_affinity_config: SessionAffinityConfig,
+    /// Who may use the addresses of load balancers.
+    #[serde(default, deserialize_with = "list")]
+    pub load_balancer_source_ranges: Vec<String>,
+}
+
+/// `spec.sessionAffinityConfig` of a [`Service`].
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct SessionAffinityConfig {
+    /// The settings of ClientIP.
+    #[serde(rename = "clientIP", default, deserialize_with = "nullable")]
+    pub client_ip: ClientIpConfig,
+}
+
+/// `spec.sessionAffinityConfig.clientIP` of a [`Service`].
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClientIpConfig {
+    /// 10800 if absent.
+    pub timeout_seconds: Option<i64>,
+}
+
+/// `status` of a [`Service`].
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceStatus {
+    /// The load balancer.
+    #[serde(default, deserialize_with = "nullable")]
+    pub load_balancer: LoadBalancerStatus,
+}
+
+/// `status.loadBalancer` of a [`Service`].
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct LoadBalancerStatus {
+    /// Its addresses.
+    #[serde(default, deserialize_with = "list")]
+    pub ingress: Vec<LoadBalancerIngress>,
+}
+
+/// One of `status.loadBalancer.ingress` of a [`Service`].
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LoadBalancerIngress {
+    /// Absent where there is a host name instead.
+    pub ip: Option<String>,
+    /// VIP if absent; anything else leaves the address to the load balancer.
+    pub ip_mode: Option<String>,
 }
 
 /// One of `spec.ports` of a [`Service`].
@@ -72,6 +133,9 @@ pub struct ServicePort {
     pub protocol: Option<String>,
     /// Port number of the Service.
     pub port: Option<i64>,
+    /// Port number on the node's own addresses; absent or 0: none.
+    #[serde(rename = "nodePort")]
+    pub node_port: Option<i64>,
 }
 
 /// A `discovery.k8s.io/v1` EndpointSlice.
@@ -93,6 +157,7 @@ pub struct EndpointSlice {
 
 /// One of `endpoints` of an [`EndpointSlice`].
 #[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Endpoint {
     /// Only the first counts.
     #[serde(default, deserialize_with = "list")]
@@ -100,6 +165,30 @@ pub struct Endpoint {
     /// Conditions.
     #[serde(default, deserialize_with = "nullable")]
     pub conditions: EndpointConditions,
+    /// The node that it is on.
+    pub node_name: Option<String>,
+    /// Whom it is for.
+    #[serde(default, deserialize_with = "nullable")]
+    pub hints: EndpointHints,
+}
+
+/// `hints` of an [`Endpoint`].
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointHints {
+    /// The zones for which it is.
+    #[serde(default, deserialize_with = "list")]
+    pub for_zones: Vec<Named>,
+    /// The nodes for which it is.
+    #[serde(default, deserialize_with = "list")]
+    pub for_nodes: Vec<Named>,
+}
+
+/// The name of a zone or node.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Named {
+    /// Its name.
+    pub name: Option<String>,
 }
 
 /// `conditions` of an [`Endpoint`].
@@ -122,4 +211,63 @@ pub struct EndpointPort {
     pub protocol: Option<String>,
     /// Absent or 0: the port is skipped.
     pub port: Option<i64>,
+}
+
+/// A `v1` Node.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Node {
+    /// Name and labels.
+    #[serde(default, deserialize_with = "nullable")]
+    pub metadata: Metadata,
+    /// Ranges of its pods.
+    #[serde(default, deserialize_with = "nullable")]
+    pub spec: NodeSpec,
+    /// Its addresses.
+    #[serde(default, deserialize_with = "nullable")]
+    pub status: NodeStatus,
+}
+
+/// `spec` of a [`Node`].
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct NodeSpec {
+    /// The ranges of its pods' addresses.
+    #[serde(rename = "podCIDRs", default, deserialize_with = "list")]
+    pub pod_cidrs: Vec<String>,
+}
+
+/// `status` of a [`Node`].
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct NodeStatus {
+    /// Its addresses, of several types.
+    #[serde(default, deserialize_with = "list")]
+    pub addresses: Vec<NodeAddress>,
+}
+
+/// One of `status.addresses` of a [`Node`].
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct NodeAddress {
+    /// InternalIP, ExternalIP, Hostname, ...
+    #[serde(rename = "type")]
+    pub type_: Option<String>,
+    /// The address.
+    pub address: Option<String>,
+}
+
+/// A `networking.k8s.io/v1` ServiceCIDR.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct ServiceCidr {
+    /// Name.
+    #[serde(default, deserialize_with = "nullable")]
+    pub metadata: Metadata,
+    /// Its ranges.
+    #[serde(default, deserialize_with = "nullable")]
+    pub spec: ServiceCidrSpec,
+}
+
+/// `spec` of a [`ServiceCidr`].
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct ServiceCidrSpec {
+    /// The ranges from which ClusterIPs are taken, at most one per family.
+    #[serde(default, deserialize_with = "list")]
+    pub cidrs: Vec<String>,
 }

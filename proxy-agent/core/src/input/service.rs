@@ -1,12 +1,16 @@
-//! Services (SVC-01..05).
+//! Services (SVC-01..12).
 
 use std::collections::HashSet;
+use std::net::IpAddr;
 
 use super::{Converted, Report, check_label, object, object_name, parse_ip, parse_port, parse_protocol, port_name};
-use crate::model::{Change, Family, Protocol, Service, ServicePort};
+use crate::cidr::Cidr;
+use crate::model::{Change, Family, Service, ServicePort, TrafficPolicy};
 
 /// Its presence, with any value, gives the Service to another proxy (SVC-01).
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+/// How long affinity lasts where the object does not say (`DefaultClientIPServiceAffinitySeconds`), and at most.
+const AFFINITY_SECONDS: (u32, u32) = (10_800, 86_400);
 
 /// What a Service object says. A Service that is not to be served gives a removal.
 pub fn convert_service(object: &object::Service) -> Converted {
@@ -56,8 +60,95 @@ fn served(object: &object::Service, report: &mut Report) -> Option<Service> {
         }
     }
     cluster_ips.sort_unstable();
-    let ports = ports(spec, report);
-    (!cluster_ips.is_empty()).then_some(Service { cluster_ips: cluster_ips.into(), ports })
+    let external_ips = external_ips(spec, report);
+    let exposed = matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer"));
+    let is_balanced = spec.type_.as_deref() == Some("LoadBalancer");
+    // SVC-10
+    let external = policy("external", spec.external_traffic_policy.as_deref(), report);
+    let external = if exposed || !external_ips.is_empty() { external } else { TrafficPolicy::Cluster };
+    let service = Service {
+        ports: ports(spec, exposed, report),
+        internal: policy("internal", spec.internal_traffic_policy.as_deref(), report),
+        external,
+        affinity: affinity(spec, report),
+        source_ranges: is_balanced.then(|| source_ranges(spec, report)).flatten(),
+        load_balancer_ips: if is_balanced { load_balancer_ips(object, report) } else { Box::default() },
+        external_ips,
+        cluster_ips: cluster_ips.into(),
+    };
+    (!service.cluster_ips.is_empty()).then_some(service)
+}
+
+fn external_ips(spec: &object::ServiceSpec, report: &mut Report) -> Box<[IpAddr]> {
+    let texts = spec.external_ips.iter().enumerate().map(|(i, text)| (format!("spec.externalIPs[{i}]"), text.as_str()));
+    // SVC-06: a blank one is no mistake.
+    addresses(texts.filter(|(_, text)| !text.trim().is_empty()), report)
+}
+
+/// SVC-08, SVC-09.
+fn load_balancer_ips(object: &object::Service, report: &mut Report) -> Box<[IpAddr]> {
+    let ingress = object.status.load_balancer.ingress.iter().enumerate();
+    let ours = ingress.filter(|(_, ingress)| matches!(ingress.ip_mode.as_deref(), None | Some("" | "VIP")));
+    let texts = ours.filter_map(|(i, ingress)| Some((format!("status.loadBalancer.ingress[{i}].ip"), ingress.ip.as_deref()?)));
+    addresses(texts.filter(|(_, text)| !text.is_empty()), report)
+}
+
+/// What can be used of addresses, sorted, each once.
+fn addresses<'a>(texts: impl Iterator<Item = (String, &'a str)>, report: &mut Report) -> Box<[IpAddr]> {
+    let mut ips = Vec::new();
+    for (field, text) in texts {
+        match parse_ip(text.trim()) {
+            Ok(ip) => ips.push(ip),
+            Err(why) => report.say(format_args!("{field}: {text:?} {why}; left out")),
+        }
+    }
+    ips.sort_unstable();
+    ips.dedup();
+    ips.into()
+}
+
+fn policy(which: &str, text: Option<&str>, report: &mut Report) -> TrafficPolicy {
+    match text {
+        None | Some("" | "Cluster") => TrafficPolicy::Cluster,
+        Some("Local") => TrafficPolicy::Local,
+        Some(other) => {
+            report.say(format_args!("spec.{which}TrafficPolicy: {other:?} is not Cluster or Local; Cluster is taken"));
+            TrafficPolicy::Cluster
+        }
+    }
+}
+
+/// AFF-02
+fn affinity(spec: &object::ServiceSpec, report: &mut Report) -> Option<u32> {
+    match spec.session_affinity.as_deref() {
+        None | Some("" | "None") => return None,
+        Some("ClientIP") => {}
+        Some(other) => {
+            report.say(format_args!("spec.sessionAffinity: {other:?} is not None or ClientIP; there is none"));
+            return None;
+        }
+    }
+    let (default, most) = AFFINITY_SECONDS;
+    let Some(seconds) = spec.session_affinity_config.client_ip.timeout_seconds else { return Some(default) };
+    let usable = u32::try_from(seconds).ok().filter(|seconds| (1..=most).contains(seconds));
+    if usable.is_none() {
+        report.say(format_args!(
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds: {seconds} is not between 1 and {most}; {default} is taken"
+        ));
+    }
+    Some(usable.unwrap_or(default))
+}
+
+/// Who is let in; none where everyone is. What cannot be used lets nobody in (LBR-01).
+fn source_ranges(spec: &object::ServiceSpec, report: &mut Report) -> Option<Box<[Cidr]>> {
+    let mut ranges = Vec::with_capacity(spec.load_balancer_source_ranges.len());
+    for (i, text) in spec.load_balancer_source_ranges.iter().enumerate() {
+        match text.trim().parse() {
+            Ok(cidr) => ranges.push(cidr),
+            Err(why) => report.say(format_args!("spec.loadBalancerSourceRanges[{i}]: {text:?} {why}; left out")),
+        }
+    }
+    (!spec.load_balancer_source_ranges.is_empty()).then(|| ranges.into())
 }
 
 /// SVC-05: the addresses with the families that `ipFamilies` gives them, if it does.
@@ -80,18 +171,11 @@ fn family_at(spec: &object::ServiceSpec, index: usize, report: &mut Report) -> O
     }
 }
 
-fn ports(spec: &object::ServiceSpec, report: &mut Report) -> Box<[ServicePort]> {
+fn ports(spec: &object::ServiceSpec, exposed: bool, report: &mut Report) -> Box<[ServicePort]> {
     let mut ports = Vec::with_capacity(spec.ports.len());
     let (mut numbers, mut names) = (HashSet::new(), HashSet::new());
     for (i, port) in spec.ports.iter().enumerate() {
-        let name = port.name.as_deref().unwrap_or_default();
-        let parsed = check_label(name).map_err(|why| format!("name: {name:?} {why}")).and_then(|()| {
-            let number = port.port.ok_or_else(|| "port: missing".to_string());
-            let number = number.and_then(|n| parse_port(n).map_err(|why| format!("port: {why}")))?;
-            let protocol = parse_protocol(port.protocol.as_deref()).map_err(|why| format!("protocol: {why}"))?;
-            Ok(ServicePort { name: port_name(name), protocol, port: number })
-        });
-        match parsed {
+        match one_port(port, exposed) {
             Err(why) => report.say(format_args!("spec.ports[{i}].{why}; the port is left out")),
             Ok(port) if numbers.contains(&(port.port, port.protocol)) => {
                 report.say(format_args!("spec.ports[{i}].port: {}/{} is there twice; the first counts", port.port, port.protocol));
@@ -100,13 +184,22 @@ fn ports(spec: &object::ServiceSpec, report: &mut Report) -> Box<[ServicePort]> 
                 report.say(format_args!("spec.ports[{i}].name: {:?} is there twice; the first counts", &*port.name));
             }
             Ok(port) => {
-                if port.protocol == Protocol::Sctp {
-                    report.say(format_args!("spec.ports[{i}].protocol: SCTP is not served yet; the port is left out"));
-                }
                 numbers.insert((port.port, port.protocol));
                 ports.push(port);
             }
         }
     }
     ports.into()
+}
+
+fn one_port(port: &object::ServicePort, exposed: bool) -> Result<ServicePort, String> {
+    let name = port.name.as_deref().unwrap_or_default();
+    check_label(name).map_err(|why| format!("name: {name:?} {why}"))?;
+    let number = port.port.ok_or_else(|| "port: missing".to_string())?;
+    let number = parse_port(number).map_err(|why| format!("port: {why}"))?;
+    let protocol = parse_protocol(port.protocol.as_deref()).map_err(|why| format!("protocol: {why}"))?;
+    // One that a ClusterIP Service has left over from another type counts for nothing.
+    let node_port = port.node_port.filter(|number| exposed && *number != 0);
+    let node_port = node_port.map_or(Ok(0), parse_port).map_err(|why| format!("nodePort: {why}"))?;
+    Ok(ServicePort { name: port_name(name), protocol, port: number, node_port })
 }
