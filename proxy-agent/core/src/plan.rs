@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use crate::forward::{Forwarding, Route};
-use crate::ledger::{Kinds, Ledger};
-use crate::lower::{Lowering, MAX_BACKENDS, ObjectsOf, StepOf};
-use crate::model::{Address, Family, Frontend, ObjectName};
-use crate::slots::{PortKey, Seat, Slots};
+use crate::forward::Forwarding;
+use crate::ledger::{Kinds, Ledger, Objects};
+use crate::lower::{Lowering, ObjectsOf, StepOf};
+use crate::model::ObjectName;
+use crate::route::Route;
+use crate::slots::{Seat, Slots};
 
 /// What one dataplane should hold, what it is believed to hold, and the steps between the two.
 #[derive(Debug)]
@@ -14,20 +15,23 @@ pub struct Plan<L: Lowering> {
     lowering: L,
     slots: Slots,
     ledger: Ledger<L::Key, L::Value>,
+    /// What is there whatever the Services, as of this epoch of the forwarding.
+    base: ObjectsOf<L>,
+    epoch: u64,
     gradual: bool,
 }
 
 impl<L: Lowering> Plan<L> {
     /// Starts from what the kernel holds: nothing of it is in the way of what is wanted, and what is wanted already stays as it is.
     /// Once all Services have been taken in, [`complete`](Self::complete) says so.
-    pub fn new(lowering: L, observed: ObjectsOf<L>) -> Self {
-        let mut slots = Slots::default();
+    pub fn new(lowering: L, observed: ObjectsOf<L>, forwarding: &Forwarding) -> Self {
+        let mut slots = Slots::new(L::IS_NUMBERED);
         slots.restore(L::seats(&observed));
-        let base = lowering.base();
-        let gradual = observed.is_empty() || base.iter().all(|(key, value)| observed.get(key) == Some(value));
+        let base = lowering.base(forwarding.surroundings());
+        let gradual = base.iter().all(|(key, value)| observed.get(key).is_none_or(|found| found == value));
         let mut ledger = Ledger::new(observed, Kinds { lingers: L::lingers, is_shared: L::is_shared });
-        ledger.exchange(Vec::new(), base.into_iter().collect());
-        Self { lowering, slots, ledger, gradual }
+        ledger.exchange(Vec::new(), listed(&base));
+        Self { lowering, slots, ledger, base, epoch: forwarding.epoch(), gradual }
     }
 
     /// Whether the Services may be taken in and committed some at a time. If not, their objects hang on a base that takes what is
@@ -36,12 +40,17 @@ impl<L: Lowering> Plan<L> {
         self.gradual
     }
 
-    /// Takes the routes of Services in. What passes from one Service to another does so within one call.
+    /// Takes the routes of Services in, and what is around them. What passes from one Service to another does so within one call.
     pub fn update<'a>(&mut self, names: impl IntoIterator<Item = &'a ObjectName>, forwarding: &Forwarding) {
         let (mut before, mut after) = (Vec::new(), Vec::new());
+        if self.epoch != forwarding.epoch() {
+            let base = self.lowering.base(forwarding.surroundings());
+            before = listed(&self.base);
+            after = listed(&base);
+            (self.base, self.epoch) = (base, forwarding.epoch());
+        }
         for name in names {
-            let ports = forwarding.routes(name).into_iter().filter(|(frontend, _)| self.lowering.serves(Family::of(frontend.ip)));
-            let former = self.slots.seat(name, ports.map(seated).collect());
+            let former = self.slots.seat(name, self.routes(name, forwarding));
             // What became of an endpoint that was not usable and is not now changes nothing.
             if *former != *self.slots.of(name) {
                 self.objects(name, &former, &mut before);
@@ -51,6 +60,16 @@ impl<L: Lowering> Plan<L> {
         before.sort_by(|(a, _), (b, _)| a.cmp(b));
         after.sort_by(|(a, _), (b, _)| a.cmp(b));
         self.ledger.exchange(before, after);
+    }
+
+    /// The routes as far as the lowering has them.
+    fn routes(&self, name: &ObjectName, forwarding: &Forwarding) -> Vec<Route> {
+        let mut routes = forwarding.routes(name);
+        routes.retain(|route| self.lowering.serves(route.key.family));
+        if !self.lowering.is_sticky() {
+            routes.iter_mut().for_each(|route| route.affinity = None);
+        }
+        routes
     }
 
     /// Adds the objects of a Service, each key once.
@@ -106,7 +125,7 @@ impl<L: Lowering> Plan<L> {
 
     /// Everything that is wanted, by a walk over all.
     pub fn desired(&self) -> ObjectsOf<L> {
-        let mut objects: Vec<_> = self.lowering.base().into_iter().collect();
+        let mut objects = listed(&self.base);
         for (name, seats) in self.slots.iter() {
             self.lowering.objects(name, seats, &mut objects);
         }
@@ -119,8 +138,6 @@ impl<L: Lowering> Plan<L> {
     }
 }
 
-/// The port that a route belongs to and the backends that get a slot.
-fn seated((frontend, mut route): (Frontend, Route)) -> (PortKey, Vec<Address>) {
-    route.backends.truncate(MAX_BACKENDS);
-    (PortKey { name: route.port.port, frontend }, route.backends)
+fn listed<K: Clone + Ord, V: Clone>(objects: &Objects<K, V>) -> Vec<(K, V)> {
+    objects.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
 }

@@ -2,11 +2,14 @@
 //! [`Forwarding`] wants.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde::Serialize;
 
 use crate::forward::Forwarding;
+use crate::lower::Lowering;
 use crate::model::{Address, Frontend, ServicePortName};
+use crate::route::{Route, Treatment};
 
 /// One port of a Service in one family, as it is programmed.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
@@ -19,36 +22,65 @@ pub struct ServiceView {
     pub port: String,
     /// TCP, UDP or SCTP.
     pub protocol: String,
-    /// Virtual addresses, sorted.
-    pub frontends: Vec<Address>,
-    /// Backends, sorted. None: connections are refused.
+    /// How it is served.
+    #[serde(flatten)]
+    pub view: PortView,
+}
+
+/// How one port of a Service is served in one family.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize)]
+pub struct PortView {
+    /// Where, sorted.
+    pub frontends: Vec<FrontendView>,
+    /// Backends of traffic policy Cluster, sorted.
     pub backends: Vec<Address>,
+    /// Backends of traffic policy Local, sorted.
+    pub local: Vec<Address>,
+    /// Seconds since its last new connection for which a client stays with its backend.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<u32>,
+}
+
+/// One place where a port is served.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+pub struct FrontendView {
+    /// Virtual address; unspecified for a NodePort.
+    pub ip: IpAddr,
+    /// Port number.
+    pub port: u16,
+    /// To which backends packets go, and whose are masqueraded.
+    pub to: String,
+    /// Whom it is for; none: everyone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sources: Option<Vec<String>>,
+}
+
+impl FrontendView {
+    /// A frontend for everyone.
+    pub(crate) fn new(frontend: &Frontend, to: impl ToString) -> Self {
+        Self { ip: frontend.ip, port: frontend.port, to: to.to_string(), sources: None }
+    }
 }
 
 /// Collects what is known of each Service port and family.
 #[derive(Default)]
-pub(crate) struct Views(BTreeMap<(ServicePortName, bool), (Vec<Address>, Vec<Address>)>);
+pub(crate) struct Views(BTreeMap<(ServicePortName, bool), PortView>);
 
 impl Views {
-    /// Adds a frontend with its backends. Frontends of one port and family have the same backends.
-    pub(crate) fn add(&mut self, port: ServicePortName, frontend: &Frontend, backends: impl Iterator<Item = Address>) {
-        let (frontends, known) = self.0.entry((port, frontend.ip.is_ipv6())).or_default();
-        frontends.push(Address { ip: frontend.ip, port: frontend.port });
-        known.extend(backends);
+    /// The view of a port and family, to be filled.
+    pub(crate) fn of(&mut self, port: ServicePortName, frontend: &Frontend) -> &mut PortView {
+        self.0.entry((port, frontend.ip.is_ipv6())).or_default()
     }
 
     pub(crate) fn finish(self) -> Vec<ServiceView> {
-        let views = self.0.into_iter().map(|((port, _), (mut frontends, mut backends))| {
-            frontends.sort_unstable();
-            backends.sort_unstable();
-            backends.dedup();
+        let views = self.0.into_iter().map(|((port, _), mut view)| {
+            view.sort();
             ServiceView {
                 namespace: port.service.namespace.to_string(),
                 service: port.service.name.to_string(),
                 port: port.port.to_string(),
                 protocol: port.protocol.to_string(),
-                frontends,
-                backends,
+                view,
             }
         });
         let mut views: Vec<_> = views.collect();
@@ -57,13 +89,45 @@ impl Views {
     }
 }
 
+impl PortView {
+    fn sort(&mut self) {
+        self.frontends.sort();
+        for backends in [&mut self.backends, &mut self.local] {
+            backends.sort_unstable();
+            backends.dedup();
+        }
+    }
+}
+
+impl Route {
+    /// All that the route says.
+    pub(crate) fn show(&self) -> PortView {
+        let frontends = self.entries.iter().map(|entry| FrontendView {
+            sources: entry.sources.as_ref().map(|sources| sources.iter().map(ToString::to_string).collect()),
+            ..FrontendView::new(&entry.frontend, entry.treatment)
+        });
+        let is_used = self.entries.iter().any(|entry| !matches!(entry.treatment, Treatment::Rejected | Treatment::Dropped));
+        PortView {
+            frontends: frontends.collect(),
+            backends: self.cluster.clone(),
+            local: self.local.clone(),
+            affinity: self.affinity.filter(|_| is_used),
+        }
+    }
+}
+
 impl Forwarding {
-    /// What every dataplane should hold.
-    pub fn view(&self) -> Vec<ServiceView> {
+    /// What a dataplane should hold.
+    pub fn view<L: Lowering>(&self, lowering: &L) -> Vec<ServiceView> {
         let mut views = Views::default();
         for name in self.services() {
-            for (frontend, route) in self.routes(name) {
-                views.add(route.port, &frontend, route.backends.iter().copied());
+            for mut route in self.routes(name) {
+                route.affinity = route.affinity.filter(|_| lowering.is_sticky());
+                let (Some(first), true) = (route.entries.first(), lowering.serves(route.key.family)) else { continue };
+                let port = ServicePortName { service: name.clone(), port: route.key.name.clone(), protocol: route.key.protocol };
+                if let Some(view) = lowering.show(&route) {
+                    *views.of(port, &first.frontend) = view;
+                }
             }
         }
         views.finish()

@@ -1,6 +1,9 @@
 //! Objects of the eBPF dataplane: entries of the maps that [`proxy_abi`] describes.
+//!
+//! The programs at the sockets serve what does not depend on a packet: ClusterIPs over TCP and UDP that nobody but the host is
+//! masqueraded for, whose clients do not stay with a backend. All else they leave to the packets' own way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -8,11 +11,13 @@ use std::sync::Arc;
 use proxy_abi as abi;
 
 use super::{Lowering, ObjectsOf, StepOf};
-use crate::forward::{Flow, Verdict};
+use crate::forward::{Flow, SourceSeen, Verdict};
 use crate::ledger::{Objects, Step};
 use crate::model::{Address, Family, Frontend, ObjectName, Protocol, ServicePortName, label};
-use crate::slots::{Observed, PortKey, Seat};
-use crate::view::{ServiceView, Views};
+use crate::route::{Entry, EntryKind, Masquerade, Pool, PortKey, Route, Treatment};
+use crate::slots::{Observed, Place, Seat};
+use crate::surroundings::Surroundings;
+use crate::view::{FrontendView, PortView, ServiceView, Views};
 
 /// An entry of a map. Ordered so that what is pointed at comes before what points there.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -48,24 +53,38 @@ impl Lowering for Bpf {
     type Key = Key;
     type Value = Value;
 
+    const IS_NUMBERED: bool = true;
+
     fn serves(&self, _: Family) -> bool {
         true
     }
 
-    fn base(&self) -> ObjectsOf<Self> {
+    fn is_sticky(&self) -> bool {
+        true
+    }
+
+    fn base(&self, _: &Surroundings) -> ObjectsOf<Self> {
         Objects::new()
     }
 
     fn objects(&self, name: &ObjectName, seats: &[Seat], out: &mut Vec<(Key, Value)>) {
-        for Seat { key: PortKey { name: port, frontend }, id: service, slots } in seats {
-            let (service, count) = (*service, slots.len() as u32);
-            out.push((Key::Frontend(frontend_key(frontend)), Value::Frontend(abi::Frontend { service, count })));
-            out.push((Key::Name(service), Value::Name(label(name, port).into())));
-            for (slot, &backend) in (0..).zip(slots) {
-                let backend = to_addr(backend);
-                out.push((Key::Slot(abi::SlotKey { service, slot }), Value::Slot(backend)));
-                if frontend.protocol == Protocol::Udp {
-                    out.push((Key::Member(abi::MemberKey { service, backend }), Value::Member));
+        for seat in seats {
+            for Place { entry, number: service } in &seat.places {
+                let (service, frontend) = (*service, &entry.frontend);
+                let backends = match served(&seat.key, entry, seat.sticky.is_some()) {
+                    Some(Served::By(pool)) => seat.pool(pool),
+                    Some(Served::Refused) => &[],
+                    None => continue,
+                };
+                let count = backends.len() as u32;
+                out.push((Key::Frontend(frontend_key(frontend)), Value::Frontend(abi::Frontend { service, count })));
+                out.push((Key::Name(service), Value::Name(label(name, &seat.key.name).into())));
+                for (slot, &backend) in (0..).zip(backends) {
+                    let backend = to_addr(backend);
+                    out.push((Key::Slot(abi::SlotKey { service, slot }), Value::Slot(backend)));
+                    if frontend.protocol == Protocol::Udp {
+                        out.push((Key::Member(abi::MemberKey { service, backend }), Value::Member));
+                    }
                 }
             }
         }
@@ -89,26 +108,34 @@ impl Lowering for Bpf {
     }
 
     fn seats(objects: &ObjectsOf<Self>) -> BTreeMap<(ObjectName, PortKey), Observed> {
-        let mut seats = BTreeMap::new();
+        let mut seats: BTreeMap<(ObjectName, PortKey), Observed> = BTreeMap::new();
         for (frontend, value) in frontends(objects) {
             let Some(port) = port_name(objects, value.service, frontend.protocol) else { continue };
-            let key = PortKey { name: port.port, frontend };
-            let slots = slots(objects, value.service).map(|(slot, backend)| (slot, from_addr(backend)));
-            seats.entry((port.service, key)).or_insert_with(|| (value.service, slots.collect()));
+            let key = PortKey { name: port.port, protocol: frontend.protocol, family: frontend.family() };
+            let seat = seats.entry((port.service, key)).or_default();
+            seat.numbers.insert(frontend, value.service);
+            if seat.cluster.is_empty() {
+                // Which set it is does not show; what is in neither moves out.
+                seat.cluster = slots(objects, value.service).map(|(_, backend)| from_addr(backend)).collect();
+                seat.local = seat.cluster.clone();
+            }
         }
         seats
     }
 
-    fn decide(objects: &ObjectsOf<Self>, flow: &Flow) -> Verdict {
-        let Some(Value::Frontend(frontend)) = objects.get(&Key::Frontend(frontend_key(&flow.frontend()))) else {
-            return Verdict::Untouched;
-        };
+    fn decide(&self, objects: &ObjectsOf<Self>, flow: &Flow) -> Verdict {
+        let frontend = flow.frontend().and_then(|frontend| objects.get(&Key::Frontend(frontend_key(&frontend))));
+        let Some(Value::Frontend(frontend)) = frontend else { return Verdict::Untouched };
         let backends = (0..frontend.count).map(|slot| match objects.get(&Key::Slot(abi::SlotKey { service: frontend.service, slot })) {
             Some(Value::Slot(addr)) => Some(SocketAddr::from(from_addr(*addr))),
             _ => None,
         });
-        // The programs refuse where a slot stays empty.
-        backends.collect::<Option<Vec<_>>>().map_or(Verdict::Rejected, Verdict::to)
+        match backends.collect::<Option<BTreeSet<_>>>() {
+            // Whoever sends keeps the address that it has towards the backend: for the host that is one of the node's.
+            Some(backends) if !backends.is_empty() => Verdict::Backends { backends, source: SourceSeen::Either, is_sticky: false },
+            // The programs refuse where a slot stays empty.
+            _ => Verdict::Rejected,
+        }
     }
 
     fn view(objects: &ObjectsOf<Self>) -> Vec<ServiceView> {
@@ -121,9 +148,49 @@ impl Lowering for Bpf {
             };
             let port = port_name(objects, value.service, frontend.protocol).unwrap_or_else(unnamed);
             let used = slots(objects, value.service).take_while(|(slot, _)| *slot < value.count);
-            views.add(port, &frontend, used.map(|(_, backend)| from_addr(backend)));
+            let view = views.of(port, &frontend);
+            view.frontends.push(FrontendView::new(&frontend, if value.count == 0 { REJECTED } else { BY_SOCKET }));
+            view.backends.extend(used.map(|(_, backend)| from_addr(backend)));
         }
         views.finish()
+    }
+
+    fn show(&self, route: &Route) -> Option<PortView> {
+        let mut view = PortView::default();
+        for entry in &route.entries {
+            match served(&route.key, entry, route.affinity.is_some()) {
+                None => {}
+                Some(Served::Refused) => view.frontends.push(FrontendView::new(&entry.frontend, REJECTED)),
+                Some(Served::By(pool)) => {
+                    view.frontends.push(FrontendView::new(&entry.frontend, BY_SOCKET));
+                    view.backends.extend(if pool == Pool::Cluster { &route.cluster } else { &route.local });
+                }
+            }
+        }
+        (!view.frontends.is_empty()).then_some(view)
+    }
+}
+
+const BY_SOCKET: &str = "by socket";
+const REJECTED: &str = "rejected";
+
+/// What the programs do with a frontend.
+enum Served {
+    /// They translate to one of these.
+    By(Pool),
+    /// They refuse.
+    Refused,
+}
+
+/// What the programs do with a frontend, if they serve it.
+fn served(port: &PortKey, entry: &Entry, is_sticky: bool) -> Option<Served> {
+    if entry.kind != EntryKind::ClusterIp || port.protocol == Protocol::Sctp {
+        return None;
+    }
+    match entry.treatment {
+        Treatment::Rejected => Some(Served::Refused),
+        Treatment::To(pool, Masquerade::Never | Masquerade::UnlessPod) if !is_sticky => Some(Served::By(pool)),
+        _ => None,
     }
 }
 
