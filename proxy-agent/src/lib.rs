@@ -5,6 +5,7 @@ pub mod bpf;
 pub mod cli;
 pub mod dataplane;
 pub mod dump;
+pub mod host;
 pub mod log;
 pub mod modes;
 pub mod nft;
