@@ -55,7 +55,8 @@ fn packets_on_their_way_find_what_they_look_for(around: &Settings, before: &[Cha
         agent.finish();
         let flows: Vec<&Flow> = agent.mine(&flows);
         let old: Vec<Verdict> = flows.iter().map(|flow| agent.decide(flow)).collect();
-        let is_read = |key: &nft::Key| matches!(key, nft::Key::Service(_));
+        // Who is let in is looked at before that.
+        let is_read = |key: &nft::Key| matches!(key, nft::Key::Service(_) | nft::Key::Restricted(_) | nft::Key::Source(..));
         let read: Vec<_> = agent.kernel.0.clone().into_iter().filter(|(key, _)| is_read(key)).collect();
         for change in after {
             agent.change(change.clone());

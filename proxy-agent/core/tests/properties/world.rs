@@ -19,7 +19,10 @@ use proxy_core::surroundings::Origin;
 
 /// So many cases that a run takes seconds. The seed is chosen here to be printed: nothing is stored beside the sources.
 pub(crate) fn config() -> ProptestConfig {
-    let chosen = ProptestConfig::default();
+    let mut chosen = ProptestConfig::default();
+    if std::env::var_os("PROPTEST_CASES").is_none() {
+        chosen.cases = 100;
+    }
     let seed = match chosen.rng_seed {
         RngSeed::Fixed(seed) => seed,
         RngSeed::Random => std::time::UNIX_EPOCH.elapsed().map_or(0, |now| now.as_nanos() as u64),
