@@ -10,6 +10,7 @@ use tracing::info;
 
 use crate::agent::Agent;
 use crate::bpf::{BpfMaps, BpfOptions};
+use crate::dataplane::Alarm;
 use crate::{dump, log, modes, source};
 
 /// A Kubernetes Service proxy: programs the kernel so that connections to a Service reach its endpoints.
@@ -131,7 +132,8 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
         Some(dir) => tokio::spawn(source::manifests::watch(dir, sender)),
         None => tokio::spawn(source::kube::watch(source::kube::KubeConfig { kubeconfig: args.kubeconfig, server: args.master }, sender)),
     };
-    let agent = Agent::new(modes::programmers(args.proxy_mode, args.place.bpf(args.cgroup))?);
+    let alarm = Alarm::default();
+    let agent = Agent::new(modes::programmers(args.proxy_mode, args.place.bpf(args.cgroup), &alarm)?, alarm);
     let agent = tokio::spawn(agent.run(events));
     tokio::select! {
         _ = terminate.recv() => {}

@@ -3,6 +3,7 @@
 
 mod changes;
 mod cost;
+mod drift;
 mod input;
 mod kernel;
 mod restart;

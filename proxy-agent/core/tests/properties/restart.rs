@@ -152,7 +152,7 @@ fn crash_is_safe<L: Subject>(before: &[Change], after: &[Change], at: prop::samp
 }
 
 /// Objects that no plan makes.
-trait Stray: Lowering {
+pub(crate) trait Stray: Lowering {
     fn strays(number: u32) -> ObjectsOf<Self>;
 }
 
