@@ -41,6 +41,7 @@ pub struct Agent {
     synced: bool,
     alarm: Alarm,
     repairs: Arc<Repairs>,
+    once_filled: Option<Box<dyn FnOnce() + Send>>,
 }
 
 /// One dataplane, and when to come back to it.
@@ -69,7 +70,13 @@ impl Agent {
             synced: false,
             alarm,
             repairs: Arc::default(),
+            once_filled: None,
         }
+    }
+
+    /// Has something done as soon as everything that is wanted is in place, in all dataplanes.
+    pub fn once_filled(&mut self, action: impl FnOnce() + Send + 'static) {
+        self.once_filled = Some(Box::new(action));
     }
 
     /// What has been repaired, for metrics.
@@ -100,6 +107,9 @@ impl Agent {
                 }
                 () = self.alarm.notified() => self.hear(Instant::now()),
                 () = timer => self.come_back(Instant::now()),
+            }
+            if let Some(action) = self.once_filled.take_if(|_| self.synced && self.programmers.iter().all(|p| p.programmer.is_filled())) {
+                action();
             }
         }
     }

@@ -57,6 +57,9 @@ pub trait Programmer: Send {
     /// Errors as in [`sync`](Self::sync).
     fn sweep(&mut self, round: u64) -> anyhow::Result<Option<u64>>;
 
+    /// Whether everything that is wanted has been in place.
+    fn is_filled(&self) -> bool;
+
     /// Whether somebody else has changed something since the kernel was last read.
     fn is_disturbed(&mut self) -> bool;
 
@@ -242,6 +245,10 @@ impl<D: Dataplane> Programmer for Programmed<D> {
             self.carry_out(&steps)?;
         }
         Ok(self.sweepable())
+    }
+
+    fn is_filled(&self) -> bool {
+        self.filled
     }
 
     fn is_disturbed(&mut self) -> bool {

@@ -1,6 +1,7 @@
 //! All integration tests, in one binary.
 
 mod bench;
+mod coexist;
 mod drift;
 mod e2e;
 mod kubeproxy;

@@ -8,6 +8,7 @@
 mod by_key;
 mod commit;
 mod element;
+pub mod kube_proxy;
 mod layout;
 mod monitor;
 mod observe;
@@ -124,6 +125,18 @@ fn delete(family: Family, socket: &mut Socket) -> anyhow::Result<()> {
 
 /// As `nft` writes it.
 fn name(family: Family) -> String {
-    let family = if family == Family::V4 { "ip" } else { "ip6" };
-    format!("{family} {TABLE}")
+    format!("{} {TABLE}", word(family))
+}
+
+/// As `nft` writes it.
+fn word(family: Family) -> &'static str {
+    if family == Family::V4 { "ip" } else { "ip6" }
+}
+
+/// NFPROTO_IPV4 or NFPROTO_IPV6.
+fn protocol(family: Family) -> u8 {
+    match family {
+        Family::V4 => libc::NFPROTO_IPV4 as u8,
+        Family::V6 => libc::NFPROTO_IPV6 as u8,
+    }
 }

@@ -18,6 +18,7 @@ use proxy_core::model::Family;
 use tracing::{error, warn};
 
 use super::layout::TABLE;
+use super::protocol;
 use super::socket::Socket;
 use super::sys;
 use super::wire::{Attributes, Message, message_type, messages, nfta};
@@ -191,13 +192,6 @@ fn process(generation: Attributes<'_>) -> String {
     match (generation.text(nfta::GEN_PROC_NAME), pid) {
         (Some(name), Some(pid)) => format!("{name} (pid {pid})"),
         _ => "somebody".to_owned(),
-    }
-}
-
-fn protocol(family: Family) -> u8 {
-    match family {
-        Family::V4 => libc::NFPROTO_IPV4 as u8,
-        Family::V6 => libc::NFPROTO_IPV6 as u8,
     }
 }
 
