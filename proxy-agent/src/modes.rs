@@ -9,21 +9,23 @@ use proxy_core::view::ServiceView;
 
 use crate::bpf::{BpfMaps, BpfOptions};
 use crate::cli::Mode;
-use crate::dataplane::Dataplane;
-use crate::nft::{self, NftTable};
+use crate::dataplane::{Alarm, Dataplane};
+use crate::nft::{self, Monitor, NftTable};
 use crate::programmer::{Programmed, Programmer};
 
-/// The dataplanes of a mode, ready to be programmed.
+/// The dataplanes of a mode, ready to be programmed. To be called in a runtime: they ring the alarm.
 ///
 /// # Errors
 ///
 /// This host cannot run the mode.
-pub fn programmers(mode: Mode, bpf: BpfOptions) -> anyhow::Result<Vec<Box<dyn Programmer>>> {
+pub fn programmers(mode: Mode, bpf: BpfOptions, alarm: &Alarm) -> anyhow::Result<Vec<Box<dyn Programmer>>> {
     match mode {
         Mode::Ebpf => Ok(vec![Box::new(Programmed::new("ebpf", BpfMaps::start(bpf)?, || Bpf))]),
         Mode::Nftables => {
-            let v4 = Programmed::new("nftables IPv4", NftTable::open(Family::V4)?, || Nft { family: Family::V4 });
-            let v6 = Programmed::new("nftables IPv6", NftTable::open(Family::V6)?, || Nft { family: Family::V6 });
+            let monitor = Monitor::start(alarm)?;
+            let open = |family| NftTable::open(family).and_then(|table| table.watched(&monitor));
+            let v4 = Programmed::new("nftables IPv4", open(Family::V4)?, || Nft { family: Family::V4 });
+            let v6 = Programmed::new("nftables IPv6", open(Family::V6)?, || Nft { family: Family::V6 });
             Ok(vec![Box::new(v4), Box::new(v6)])
         }
     }

@@ -16,7 +16,7 @@ use super::{Dataplane, NftTable, by_key, commit, element};
 
 /// Runs a test on a thread with a network namespace of its own. Without the right to make one it is skipped, which is a
 /// failure where PROXY_TEST_REQUIRED is set.
-fn in_namespace(test: impl FnOnce() + Send + 'static) {
+pub(super) fn in_namespace(test: impl FnOnce() + Send + 'static) {
     let thread = std::thread::spawn(|| match unshare(CloneFlags::CLONE_NEWNET) {
         Ok(()) => test(),
         Err(errno) => {
@@ -30,7 +30,7 @@ fn in_namespace(test: impl FnOnce() + Send + 'static) {
 }
 
 /// nft's output, or None where nft is not installed.
-fn nft(args: &[&str]) -> Option<String> {
+pub(super) fn nft(args: &[&str]) -> Option<String> {
     let output = match Command::new("nft").args(args).output() {
         Ok(output) => output,
         Err(error) => {
@@ -74,7 +74,7 @@ fn long_label() -> String {
     format!("{}/{}:{}", "n".repeat(63), "s".repeat(63), "p".repeat(63))
 }
 
-fn example(family: Family) -> Objects<Key, Value> {
+pub(super) fn example(family: Family) -> Objects<Key, Value> {
     let mut objects = Nft { family }.base();
     objects.extend(served(frontend(family, 1, Protocol::Tcp), "default/web:http", &backends(family, 1, 3)));
     objects.extend(served(frontend(family, 1, Protocol::Udp), "kube-system/dns", &backends(family, 9, 1)));
@@ -84,13 +84,13 @@ fn example(family: Family) -> Objects<Key, Value> {
     objects
 }
 
-fn adding(objects: &Objects<Key, Value>) -> Vec<StepOf<Nft>> {
+pub(super) fn adding(objects: &Objects<Key, Value>) -> Vec<StepOf<Nft>> {
     let mut steps = objects.iter().map(|(key, value)| Step::Add(*key, value.clone())).collect();
     Nft::order(&mut steps);
     steps
 }
 
-fn committed(table: &mut NftTable, steps: &[StepOf<Nft>]) {
+pub(super) fn committed(table: &mut NftTable, steps: &[StepOf<Nft>]) {
     let refused = table.commit(steps).expect("commit");
     assert_eq!(refused, BTreeMap::new());
 }

@@ -4,6 +4,7 @@
 mod changes;
 mod cost;
 mod definition;
+mod drift;
 mod input;
 mod kernel;
 mod restart;

@@ -156,7 +156,7 @@ fn crash_is_safe<L: Subject>(around: &Settings, before: &[Change], after: &[Chan
 }
 
 /// Objects that no plan makes.
-trait Stray: Lowering {
+pub(crate) trait Stray: Lowering {
     fn strays(number: u32) -> ObjectsOf<Self>;
 }
 
