@@ -72,7 +72,7 @@ pub trait Programmer: Send {
 pub struct Programmed<D: Dataplane> {
     name: String,
     dataplane: D,
-    lowering: fn() -> D::L,
+    lowering: D::L,
     plan: Option<Plan<D::L>>,
     /// The reasons that were reported, so that each is reported once.
     reported: Refused<D::L>,
@@ -100,7 +100,7 @@ impl Listed {
 
 impl<D: Dataplane> Programmed<D> {
     /// Nothing is read or written yet.
-    pub fn new(name: impl Into<String>, dataplane: D, lowering: fn() -> D::L) -> Self {
+    pub fn new(name: impl Into<String>, dataplane: D, lowering: D::L) -> Self {
         Self {
             name: name.into(),
             dataplane,
@@ -122,7 +122,7 @@ impl<D: Dataplane> Programmed<D> {
 
     /// Brings the kernel in line for the first time, or after it is not known what it holds.
     fn start(&mut self, forwarding: &Forwarding, observed: ObjectsOf<D::L>) -> anyhow::Result<()> {
-        let plan = self.plan.insert(Plan::new((self.lowering)(), observed));
+        let plan = self.plan.insert(Plan::new(self.lowering.clone(), observed, forwarding));
         let mut names: Vec<&ObjectName> = forwarding.services().collect();
         names.sort_unstable_by_key(|name| (rank(name), *name));
         let at_once = if plan.is_gradual() { AT_ONCE } else { usize::MAX };

@@ -100,6 +100,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use proxy_core::forward::Flow;
 use proxy_core::model::{Family, ObjectName, Protocol};
+use proxy_core::surroundings::Origin;
 
 pub use config::Config;
 pub use object::{Manifest, Object, ObjectKind};
@@ -251,6 +252,15 @@ impl Host {
         self.name.starts_with("node")
     }
 
+    /// From where its packets reach node1.
+    pub fn origin(&self) -> Origin {
+        match self.name {
+            object::NODE => Origin::Host,
+            "a1" | "b1" => Origin::Interface(format!("pod-{}", self.name).into()),
+            _ => Origin::Interface("eth0".into()),
+        }
+    }
+
     /// Its address.
     pub fn address(&self, family: Family) -> IpAddr {
         match family {
@@ -270,9 +280,11 @@ impl Expectation {
         }
     }
 
-    /// A flow from one of its sources; none for what has no ports.
-    pub fn flow(&self, source: Host) -> Option<Flow> {
-        Some(Flow { source: self.source_address(source), destination: self.destination, protocol: self.protocol? })
+    /// A flow from one of its sources, where node1 has these addresses.
+    pub fn flow(&self, source: Host, node1: &[IpAddr]) -> Flow {
+        let is_to_host = node1.contains(&self.destination.ip());
+        let (source, origin) = (self.source_address(source), source.origin());
+        Flow { source, origin, destination: self.destination, is_to_host, protocol: self.protocol }
     }
 
     /// The destination as a scenario writes it.

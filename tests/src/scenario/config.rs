@@ -1,5 +1,7 @@
 //! The configuration that a scenario wants the proxy under test to have.
 
+use anyhow::{Context, Result, anyhow, bail};
+use proxy_core::settings::{LocalDetection, NodePortAddresses, Settings};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -65,6 +67,24 @@ impl Config {
         flags.extend(self.masquerade_all.then(|| "--masquerade-all=true".to_owned()));
         flags.extend(self.localhost_node_ports.map(|on| format!("--iptables-localhost-nodeports={on}")));
         flags
+    }
+
+    /// What it means.
+    pub fn settings(&self, node: &str) -> Result<Settings> {
+        let local = match &*self.detect_local_mode {
+            "ClusterCIDR" => {
+                let ranges = self.cluster_cidr.split(',').filter(|range| !range.is_empty());
+                let parsed = ranges.map(|range| range.parse().map_err(|why| anyhow!("clusterCIDR: {range:?} {why}")));
+                LocalDetection::ClusterCidrs(parsed.collect::<Result<_>>()?)
+            }
+            "NodeCIDR" => LocalDetection::NodeCidrs,
+            "BridgeInterface" => LocalDetection::Bridge(self.detect_local.bridge_interface.as_str().into()),
+            "InterfaceNamePrefix" => LocalDetection::InterfacePrefix(self.detect_local.interface_name_prefix.as_str().into()),
+            other => bail!("detectLocalMode: {other:?} is not known"),
+        };
+        let node_ports = NodePortAddresses::parse(self.node_port_addresses.iter().map(String::as_str));
+        let node_ports = node_ports.map_err(anyhow::Error::msg).context("nodePortAddresses")?;
+        Ok(Settings { node: node.into(), local, masquerade_all: self.masquerade_all, node_ports, ..Settings::default() })
     }
 
     /// Gives it to kube-proxy, whose other configuration this is.

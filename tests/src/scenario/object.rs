@@ -2,8 +2,7 @@
 
 use std::fmt;
 
-use proxy_core::cluster::Kind;
-use proxy_core::input::{convert_endpoint_slice, convert_service, object};
+use proxy_core::input::{convert_endpoint_slice, convert_node, convert_service, convert_service_cidr, object};
 use proxy_core::model::{Change, ObjectName};
 use serde_json::{Value, json};
 
@@ -60,15 +59,16 @@ impl ObjectKind {
 
     /// Whether its objects are in namespaces.
     pub fn is_namespaced(self) -> bool {
-        self.core().is_some()
+        matches!(self, ObjectKind::Service | ObjectKind::Slice)
     }
 
-    /// The list of the agent that it belongs to; none where the agent has no such list.
-    pub fn core(self) -> Option<Kind> {
+    /// What it means to the agent on [`NODE`] that an object is gone.
+    pub fn removal(self, name: &ObjectName) -> Option<Change> {
         match self {
-            ObjectKind::Service => Some(Kind::Service),
-            ObjectKind::Slice => Some(Kind::Slice),
-            ObjectKind::Node | ObjectKind::ServiceCidr => None,
+            ObjectKind::Service => Some(Change::Service(name.clone(), None)),
+            ObjectKind::Slice => Some(Change::Slice(name.clone(), None)),
+            ObjectKind::Node => (*name.name == *NODE).then_some(Change::Node(None)),
+            ObjectKind::ServiceCidr => Some(Change::ServiceCidr(name.clone(), None)),
         }
     }
 }
@@ -101,12 +101,16 @@ impl Object {
         }
     }
 
-    /// What it means to the agent; nothing if it has no name, or where the agent does not look at such objects.
+    /// What it means to the agent on [`NODE`]; nothing if it has no name, or where the agent does not look at it.
     pub fn change(&self) -> Option<Change> {
         match self {
             Object::Service(service) => convert_service(service).change,
-            Object::Slice(slice) => convert_endpoint_slice(slice).change,
-            Object::Node(_) | Object::ServiceCidr(_) => None,
+            Object::Slice(slice) => convert_endpoint_slice(slice, NODE).change,
+            Object::Node(value) => {
+                let node: object::Node = serde_json::from_value(value.clone()).ok()?;
+                convert_node(&node).change.filter(|_| node.metadata.name.as_deref() == Some(NODE))
+            }
+            Object::ServiceCidr(value) => convert_service_cidr(&serde_json::from_value(value.clone()).ok()?).change,
         }
     }
 }
