@@ -13,6 +13,7 @@ use nftnl::nftnl_sys as ffi;
 use nftnl::{MsgType, NlMsg, Rule};
 
 /// A rule's expression by its name and attributes (`NFTNL_EXPR_*`): whatever nftnl has no type for.
+#[derive(Clone)]
 pub(super) struct Expr {
     name: &'static CStr,
     numbers: Vec<(u32, u32)>,
