@@ -15,6 +15,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// A rule's expression by its name and attributes (`NFTNL_EXPR_*`): whatever nftnl has no type for.
+#[derive(Clone)]
 pub(super) struct Expr {
     name: &'static CStr,
     numbers: Vec<(u32, u32)>,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::tests::{adding, committed, example, in_namespace, nft};
+use super::super::tests::{adding, committed, example, in_namespace, nft, open};
 use super::super::{Dataplane, NftTable};
 use super::*;
 
@@ -11,7 +11,7 @@ const FAMILIES: [Family; 2] = Family::ALL;
 /// A table of each family, of which the monitor knows that they are ours, filled.
 fn watched() -> (Arc<Monitor>, [NftTable; 2]) {
     let monitor = Arc::new(Monitor::open().expect("monitor"));
-    let mut tables = FAMILIES.map(|family| NftTable::open(family).and_then(|table| table.watched(&monitor)).expect("table"));
+    let mut tables = FAMILIES.map(|family| open(family).watched(&monitor).expect("table"));
     for (table, family) in tables.iter_mut().zip(FAMILIES) {
         committed(table, &adding(&example(family)));
     }
