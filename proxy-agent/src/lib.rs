@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod bpf;
 pub mod cli;
+pub mod coexist;
 pub mod dataplane;
 pub mod dump;
 pub mod host;

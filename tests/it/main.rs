@@ -1,6 +1,8 @@
 //! All integration tests, in one binary.
 
 mod bench;
+mod coexist;
+mod drift;
 mod e2e;
 mod kubeproxy;
 mod node;

@@ -82,8 +82,13 @@ impl Agent {
 
     /// Starts it; it must not run.
     pub fn start(&mut self, lab: &Lab) -> Result<()> {
+        self.start_with(lab, "info")
+    }
+
+    /// The same with a log level of one's own choice.
+    pub fn start_with(&mut self, lab: &Lab, log_level: &str) -> Result<()> {
         ensure!(self.running.is_none(), "the agent runs already");
-        self.running = Some(lab.spawn_on_node(self.node, self.command_to_run(lab, "info"))?);
+        self.running = Some(lab.spawn_on_node(self.node, self.command_to_run(lab, log_level))?);
         Ok(())
     }
 

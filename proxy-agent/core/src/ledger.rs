@@ -316,6 +316,21 @@ impl<K: Ord + Hash + Clone, V: Eq + Clone> Ledger<K, V> {
         self.queue.retain(|key| open.contains_key(key));
     }
 
+    /// Somebody else has changed an object: the kernel holds `held`, not what it was `believed` to hold. What is to be done about it
+    /// is due next.
+    pub fn correct(&mut self, key: K, believed: Option<V>, held: Option<V>) {
+        let desired = match self.open.get(&key) {
+            Some(entry) => entry.state.desired().cloned(),
+            // Nothing was left to do: what it was believed to hold is what is wanted.
+            None => believed,
+        };
+        self.refused.remove(&key);
+        match desired {
+            Some(desired) => self.put(key, State::wanted(desired, held)),
+            None => self.unwanted(key, held),
+        }
+    }
+
     /// The kernel holds `held` under `key`.
     fn learn(&mut self, key: &K, held: Option<&V>) {
         let Some(entry) = self.open.get(key) else { return };

@@ -6,10 +6,11 @@ use anyhow::bail;
 use nix::errno::Errno;
 use proxy_core::ledger::Step;
 use proxy_core::lower::StepOf;
-use proxy_core::lower::nft::{Key, Nft, Value};
+use proxy_core::lower::nft::{Class, Key, Nft, Pick, Target, Value};
 
-use super::element::{flaw, set_of, write_key, write_value};
-use super::layout::{Layout, TABLE};
+use super::element;
+use super::flaw::flaw;
+use super::layout::{Layout, Link, TABLE};
 use super::observe::table_exists;
 use super::socket::{Failure, Outcome, Socket};
 use super::wire::{Batch, nfta, text};
@@ -35,6 +36,8 @@ enum How {
     /// Delete and add.
     Replace,
     Delete,
+    /// Add, for there was nothing to delete.
+    Insert,
     /// Done, or refused.
     Skip,
 }
@@ -48,7 +51,7 @@ struct Said {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum What {
     Base,
-    Pick,
+    Chain,
     Deletes,
     Adds,
 }
@@ -58,7 +61,7 @@ pub(super) fn commit(layout: &Layout, socket: &mut Socket, steps: &[StepOf<Nft>]
     let mut refused = Refused::<Nft>::new();
     let mut sound = Vec::with_capacity(steps.len());
     for step in steps {
-        match flaw(layout.family, step) {
+        match flaw(&layout.nft, step) {
             None => sound.push(step),
             Some(flaw) => drop(refused.insert(*step.key(), flaw.to_owned())),
         }
@@ -79,9 +82,15 @@ pub(super) fn carry_out(layout: &Layout, socket: &mut Socket, steps: &[&StepOf<N
         Step::Delete(..) => How::Delete,
     };
     let mut work: Vec<Work<'_>> = steps.iter().map(|step| Work { step, how: how(step), alone: false }).collect();
+    // A range is refused while one that it overlaps is there: those that go, go first.
+    work.sort_by_key(|work| !(work.how == How::Delete && is_range(work.step.key())));
     let mut refused = Refused::<Nft>::new();
     send(layout, socket, &mut work, &mut refused)?;
     Ok(refused)
+}
+
+fn is_range(key: &Key) -> bool {
+    matches!(key, Key::PodCidr(_) | Key::ServiceCidr(_) | Key::Source(..))
 }
 
 /// Sends the work in one batch, or in two halves where it does not fit.
@@ -113,51 +122,61 @@ fn say(layout: &Layout, batch: &mut Batch, work: &[Work<'_>]) -> Vec<Said> {
     let mut said = Vec::new();
     let mut start = 0;
     while let Some(head) = work.get(start) {
-        let (mut end, mut what, before) = (start + 1, What::Pick, batch.len());
-        match (head.step.key(), head.how) {
-            (_, How::Skip) => {}
-            (Key::Base, how) => {
-                what = What::Base;
-                match how {
-                    How::Delete => batch.message(libc::NFT_MSG_DELTABLE, 0, |out| text(out, nfta::TABLE_NAME, TABLE)),
-                    _ => layout.replace(batch),
-                }
-            }
-            (Key::Pick(count), How::Delete) => layout.drop_pick(batch, *count),
-            (Key::Pick(count), _) => layout.pick(batch, *count),
-            (key, _) => {
+        let mut end = start + 1;
+        match head.step.key().set() {
+            _ if head.how == How::Skip => {}
+            Some(set) => {
                 end = start + run(&work[start..]);
-                elements(batch, set_of(key).unwrap_or_default(), work, start..end, &mut said);
+                elements(batch, set, work, start..end, &mut said);
             }
-        }
-        if set_of(head.step.key()).is_none() {
-            said.extend((before..batch.len()).map(|_| Said { work: start..end, what }));
+            None => {
+                let before = batch.len();
+                let what = chain_or_base(layout, batch, head);
+                said.extend((before..batch.len()).map(|_| Said { work: start..end, what }));
+            }
         }
         start = end;
     }
     said
 }
 
+/// Writes what is no element of a set.
+fn chain_or_base(layout: &Layout, batch: &mut Batch, work: &Work<'_>) -> What {
+    match (work.step.key(), work.how == How::Delete) {
+        (Key::Chain(target), false) => layout.add_target(batch, *target),
+        (Key::Chain(target), true) => layout.drop_chain(batch, &Link::to_target(*target)),
+        (Key::StickPick(pool, count), false) => layout.add_stick_pick(batch, *pool, *count),
+        (Key::StickPick(pool, count), true) => layout.drop_chain(batch, &[Link::to_stick_pick(*pool, *count)]),
+        (_, is_deletion) => {
+            match is_deletion {
+                true => batch.message(libc::NFT_MSG_DELTABLE, 0, |out| text(out, nfta::TABLE_NAME, TABLE)),
+                false => layout.replace(batch),
+            }
+            return What::Base;
+        }
+    }
+    What::Chain
+}
+
 /// How many pieces of work at the beginning go into messages together.
 fn run(work: &[Work<'_>]) -> usize {
     let Some(head) = work.first() else { return 0 };
-    let set = set_of(head.step.key());
-    let together = |w: &&Work<'_>| !head.alone && !w.alone && set_of(w.step.key()) == set;
+    let set = head.step.key().set();
+    let together = |w: &&Work<'_>| !head.alone && !w.alone && w.step.key().set() == set;
     1 + work[1..].iter().take_while(together).count()
 }
 
 /// Writes what is said of elements of one set: first all deletions, then all additions.
 fn elements(batch: &mut Batch, set: &str, work: &[Work<'_>], range: Range<usize>, said: &mut Vec<Said>) {
     let deletes = range.clone().filter(|i| matches!(work[*i].how, How::Delete | How::Replace));
-    let write = |out: &mut Vec<u8>, i: usize| write_key(out, work[i].step.key());
+    let write = |out: &mut Vec<u8>, i: usize| element::write(out, work[i].step.key(), None);
     batch.elements((libc::NFT_MSG_DELSETELEM, 0), (TABLE, set), deletes, write, |first, last| {
         said.push(Said { work: first..last + 1, what: What::Deletes });
     });
-    let adds = range.filter(|i| matches!(work[*i].how, How::Add | How::Replace));
+    let adds = range.filter(|i| matches!(work[*i].how, How::Add | How::Replace | How::Insert));
     let write = |out: &mut Vec<u8>, i: usize| {
-        write_key(out, work[i].step.key());
-        if let Step::Add(_, value) | Step::Replace(_, value, _) = work[i].step {
-            write_value(out, value);
+        if let Step::Add(key, value) | Step::Replace(key, value, _) = work[i].step {
+            element::write(out, key, Some(value));
         }
     };
     // Exclusive: an element that is there already may have another comment, which the kernel does not look at.
@@ -185,7 +204,7 @@ fn learn(
         if *what == What::Base {
             bail!("{}", failure.reason());
         }
-        if *what != What::Pick && range.len() > 1 {
+        if *what != What::Chain && range.len() > 1 {
             looked_at += range.len();
             if looked_at > ALONE {
                 bail!("too much is refused: {}", failure.reason());
@@ -198,8 +217,8 @@ fn learn(
             // It follows from an earlier failure of the same work.
             (_, _, How::Skip) => {}
             // Somebody else did it.
-            (What::Pick | What::Deletes, Errno::ENOENT, How::Delete) => work[one].how = How::Skip,
-            (What::Deletes, Errno::ENOENT, _) => work[one].how = How::Add,
+            (What::Chain | What::Deletes, Errno::ENOENT, How::Delete) => work[one].how = How::Skip,
+            (What::Deletes, Errno::ENOENT, _) => work[one].how = How::Insert,
             // Somebody else's element, or one that was left when we last stopped. EBUSY: it has another value.
             (What::Adds, Errno::EEXIST | Errno::EBUSY, How::Add) => work[one].how = How::Replace,
             (_, Errno::ENOENT, _) => bail!("somebody else changed the table: {}", failure.reason()),
@@ -212,19 +231,38 @@ fn learn(
     Ok(())
 }
 
-/// Notes a refusal. Services are not sent to a chain that there is not.
+/// Notes a refusal, and that of all that is of no use or does harm without it: Services are not sent to a chain that there is not.
 fn refuse(work: &mut [Work<'_>], key: Key, reason: String, refused: &mut Refused<Nft>) {
-    if let Key::Pick(count) = key {
+    let mut gone = vec![(key, reason)];
+    while let Some((gone_key, reason)) = gone.pop() {
         for w in work.iter_mut().filter(|w| w.how != How::Skip) {
-            if let Step::Add(key, Value::Service(c, _)) | Step::Replace(key, Value::Service(c, _), _) = w.step
-                && *c == count
+            if let Step::Add(key, value) | Step::Replace(key, value, _) = w.step
+                && needs(key, value, &gone_key)
             {
                 w.how = How::Skip;
-                refused.insert(*key, format!("its chain pick-{count} was refused: {reason}"));
+                gone.push((*key, format!("{gone_key} was refused: {reason}")));
             }
         }
+        refused.entry(gone_key).or_insert(reason);
     }
-    refused.insert(key, reason);
+}
+
+/// Whether an object leads to another.
+fn needs(key: &Key, value: &Value, gone: &Key) -> bool {
+    match (gone, key, value) {
+        (Key::Chain(chain), Key::Chain(target), _) => target != chain && target.unmasqueraded() == *chain,
+        (Key::Chain(chain), _, Value::Target(target) | Value::Service(Class::Target(target), _)) => target == chain,
+        (Key::StickPick(of, among), Key::StickSize(_, pool), Value::Count(count)) => (pool, count) == (of, among),
+        (Key::StickSize(gone, _), Key::Identity(_), Value::Number(identity)) => identity == gone,
+        (Key::Identity(gone), Key::Service(frontend), Value::Service(class, _)) => frontend == gone && may_stick(class),
+        (Key::BySource(gone, _), Key::Service(frontend), _) => frontend == gone,
+        _ => false,
+    }
+}
+
+/// Whether clients may stay with their backends.
+fn may_stick(class: &Class) -> bool {
+    matches!(class, Class::BySource { .. } | Class::Target(Target { pick: Pick::Sticky(_), .. }))
 }
 
 fn makes_table(work: &Work<'_>) -> bool {

@@ -6,25 +6,37 @@
 //! safe.
 
 mod by_key;
+mod chains;
+mod class;
 mod commit;
+mod datatype;
 mod element;
+mod expr;
+mod flaw;
+pub mod kube_proxy;
 mod layout;
+mod monitor;
 mod observe;
-mod rules;
+mod sets;
 mod socket;
 mod sys;
 #[cfg(test)]
 mod tests;
 mod wire;
 
+use std::sync::Arc;
+
 use anyhow::{Context, bail};
 use nix::errno::Errno;
 use proxy_core::lower::nft::Nft;
 use proxy_core::lower::{ObjectsOf, StepOf};
 use proxy_core::model::Family;
+use proxy_core::settings::Settings;
 
 use crate::dataplane::{Dataplane, Refused};
-use layout::{Layout, Scratch, TABLE};
+use expr::Field;
+use layout::{Layout, TABLE};
+pub use monitor::Monitor;
 use socket::{Failure, Outcome, Socket};
 use wire::{Batch, nfta, text};
 
@@ -32,25 +44,33 @@ use wire::{Batch, nfta, text};
 pub struct NftTable {
     layout: Layout,
     socket: Socket,
+    monitor: Option<Arc<Monitor>>,
 }
 
 impl NftTable {
     /// Finds out, without changing anything, whether this kernel has what the table needs. An error says what to do.
-    pub fn open(family: Family) -> anyhow::Result<Self> {
+    pub fn open(nft: Nft) -> anyhow::Result<Self> {
         let mut failure = None;
-        for scratch in [Scratch::Secmark, Scratch::Priority] {
-            match Self::open_with(family, scratch)? {
+        for scratch in [Field::Secmark, Field::Priority] {
+            match Self::open_with(Layout::new(nft.clone(), scratch))? {
                 Ok(table) => return Ok(table),
                 // NFT_META_SECMARK without CONFIG_NETWORK_SECMARK gives EOPNOTSUPP, as does much else: the second try tells.
                 Err(reason) => failure = Some(reason),
             }
         }
         let reason = failure.map_or_else(String::new, |failure: Failure| failure.reason());
-        bail!("nf_tables ({family}) refuses the table that Services need: {reason}")
+        bail!("nf_tables ({}) refuses the table that Services need: {reason}", nft.family)
     }
 
-    fn open_with(family: Family, scratch: Scratch) -> anyhow::Result<Result<Self, Failure>> {
-        let mut table = Self { layout: Layout { family, scratch }, socket: Socket::open()? };
+    /// The same table, of which the monitor tells what others change.
+    pub fn watched(mut self, monitor: &Arc<Monitor>) -> anyhow::Result<Self> {
+        monitor.spare(self.socket.port()?);
+        self.monitor = Some(Arc::clone(monitor));
+        Ok(self)
+    }
+
+    fn open_with(layout: Layout) -> anyhow::Result<Result<Self, Failure>> {
+        let mut table = Self { layout, socket: Socket::open()?, monitor: None };
         let first = table.socket.take_seq(1024);
         let trial = table.layout.trial(first);
         let count = trial.len();
@@ -63,22 +83,35 @@ impl NftTable {
             },
         })
     }
+
+    /// The table as it is: what was asked for, as far as this kernel has it.
+    pub fn lowering(&self) -> Nft {
+        self.layout.nft.clone()
+    }
 }
 
 impl Dataplane for NftTable {
     type L = Nft;
 
     fn observe(&mut self) -> anyhow::Result<ObjectsOf<Nft>> {
-        observe::observe(&self.layout, &mut self.socket).with_context(|| format!("cannot read the table {}", name(self.layout.family)))
+        observe::observe(&self.layout, &mut self.socket).with_context(|| format!("cannot read the table {}", name(self.layout.nft.family)))
     }
 
     fn commit(&mut self, steps: &[StepOf<Nft>]) -> anyhow::Result<Refused<Nft>> {
-        commit::commit(&self.layout, &mut self.socket, steps)
-            .with_context(|| format!("cannot write the table {}", name(self.layout.family)))
+        let write = |socket: &mut Socket| commit::commit(&self.layout, socket, steps);
+        let refused = match &self.monitor {
+            Some(monitor) if steps.len() >= monitor::MANY => monitor.away(&mut self.socket, write),
+            _ => write(&mut self.socket),
+        };
+        refused.with_context(|| format!("cannot write the table {}", name(self.layout.nft.family)))
+    }
+
+    fn disturbed_by(&mut self) -> Vec<String> {
+        self.monitor.as_ref().map(|monitor| monitor.take(self.layout.nft.family)).unwrap_or_default()
     }
 
     fn remove(&mut self) -> anyhow::Result<()> {
-        delete(self.layout.family, &mut self.socket)
+        delete(self.layout.nft.family, &mut self.socket)
     }
 }
 
@@ -87,9 +120,18 @@ pub fn remove(family: Family) -> anyhow::Result<()> {
     delete(family, &mut Socket::open()?)
 }
 
+/// Reads what the table of a family holds, whatever the configuration that it was made for.
+pub fn read(family: Family) -> anyhow::Result<ObjectsOf<Nft>> {
+    observe::read(&any(family), &mut Socket::open()?).with_context(|| format!("cannot read the table {}", name(family)))
+}
+
+/// A layout for what depends on the family alone.
+fn any(family: Family) -> Layout {
+    Layout::new(Nft::new(family, &Settings::default()), Field::Priority)
+}
+
 fn delete(family: Family, socket: &mut Socket) -> anyhow::Result<()> {
-    // The scratch is of no meaning for a deletion.
-    let layout = Layout { family, scratch: Scratch::Priority };
+    let layout = any(family);
     let first = socket.take_seq(1);
     let mut batch = Batch::begin(layout.protocol(), first);
     batch.message(libc::NFT_MSG_DELTABLE, 0, |out| text(out, nfta::TABLE_NAME, TABLE));
@@ -104,6 +146,18 @@ fn delete(family: Family, socket: &mut Socket) -> anyhow::Result<()> {
 
 /// As `nft` writes it.
 fn name(family: Family) -> String {
-    let family = if family == Family::V4 { "ip" } else { "ip6" };
-    format!("{family} {TABLE}")
+    format!("{} {TABLE}", word(family))
+}
+
+/// As `nft` writes it.
+fn word(family: Family) -> &'static str {
+    if family == Family::V4 { "ip" } else { "ip6" }
+}
+
+/// NFPROTO_IPV4 or NFPROTO_IPV6.
+fn protocol(family: Family) -> u8 {
+    match family {
+        Family::V4 => libc::NFPROTO_IPV4 as u8,
+        Family::V6 => libc::NFPROTO_IPV6 as u8,
+    }
 }

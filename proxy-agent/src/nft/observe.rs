@@ -1,44 +1,74 @@
 //! Reads the table back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use proxy_core::ledger::Objects;
 use proxy_core::lower::ObjectsOf;
-use proxy_core::lower::nft::{Key, LAYOUT, Nft, Value};
+use proxy_core::lower::nft::{Class, Key, LAYOUT, Nft, Value};
 
 use super::by_key;
-use super::element;
-use super::layout::{CLASSES, Layout, REFUSED, SERVICES, SLOTS, TABLE, count_of, pick_name};
-use super::rules;
+use super::layout::{Layout, Link, TABLE};
+use super::sets::{BY_SOURCE_CLASSES, CLASSES, SETS, STICK_CLASSES, STICKY, is_interval};
 use super::socket::Socket;
 use super::wire::{Attributes, Message, find_userdata, message_type, nfta, text};
+use super::{chains, class, element};
 
 /// How often the elements are read again because something is missing, and how long to wait before the first time.
 const ATTEMPTS: u32 = 6;
 const PAUSE: Duration = Duration::from_millis(20);
+/// Sets that are as large as there are backends in all: read after those from which their keys follow.
+const LARGE: [&str; 3] = ["slots", "node-slots", "endpoints"];
 
 /// Everything that the table holds, if its chains and sets are those that we would make. If not, only the [`Key::Base`] of
 /// another version, so that the whole table is made anew.
 pub(super) fn observe(layout: &Layout, socket: &mut Socket) -> anyhow::Result<ObjectsOf<Nft>> {
     let Some(comment) = table_comment(layout, socket)? else { return Ok(Objects::new()) };
     if comment != layout.comment() {
-        let version = Layout::version_in(&comment).filter(|version| *version != LAYOUT).unwrap_or(0);
-        tracing::info!(found = comment, "the table is of another layout and will be replaced");
+        let version = Layout::in_comment(&comment).map(|(version, _)| version).filter(|version| *version != LAYOUT).unwrap_or(0);
+        tracing::info!(found = comment, "the table is of another layout or configuration and will be replaced");
         return Ok(Objects::from([(Key::Base, Value::Base(version))]));
     }
-    let rules = rule_counts(layout, socket)?;
-    let damaged = rules::expected().into_iter().find(|(chain, count)| rules.get(*chain) != Some(count));
-    if let Some((chain, _)) = damaged {
-        tracing::warn!(chain = %String::from_utf8_lossy(chain), "somebody else changed the chain: the table will be replaced");
+    let shape = Shape::read(layout, socket)?;
+    if let Some(chain) = shape.damaged(layout) {
+        tracing::warn!(chain, "somebody else changed the chain: the table will be replaced");
         return Ok(Objects::from([(Key::Base, Value::Base(0))]));
     }
+    contents(layout, socket, &shape)
+}
+
+/// What the table holds, whatever the configuration it was made for; nothing if it is of another version.
+pub(super) fn read(layout: &Layout, socket: &mut Socket) -> anyhow::Result<ObjectsOf<Nft>> {
+    let Some((version, scratch)) = table_comment(layout, socket)?.and_then(|comment| Layout::in_comment(&comment)) else {
+        return Ok(Objects::new());
+    };
+    if version != LAYOUT {
+        return Ok(Objects::from([(Key::Base, Value::Base(version))]));
+    }
+    let layout = Layout::new(layout.nft.clone(), scratch);
+    let shape = Shape::read(&layout, socket)?;
+    contents(&layout, socket, &shape)
+}
+
+fn contents(layout: &Layout, socket: &mut Socket, shape: &Shape) -> anyhow::Result<ObjectsOf<Nft>> {
     let mut objects = Objects::from([(Key::Base, Value::Base(LAYOUT))]);
-    objects.extend(picks(layout, socket, &rules)?.into_iter().map(|count| (Key::Pick(count), Value::Pick)));
-    let mut services = elements(layout, socket, SERVICES)?;
-    objects.append(&mut slots(layout, socket, &services)?);
-    objects.append(&mut services);
-    objects.append(&mut elements(layout, socket, REFUSED)?);
+    objects.extend(shape.chains(layout).into_iter().map(|key| (key, Value::Present)));
+    let sticky = if layout.nft.is_sticky { &STICKY[..] } else { &[] };
+    let verdicts = [CLASSES, BY_SOURCE_CLASSES, STICK_CLASSES];
+    for name in SETS.iter().chain(sticky).map(|set| set.name).filter(|name| !verdicts.contains(name) && !LARGE.contains(name)) {
+        objects.append(&mut elements(layout, socket, name)?);
+    }
+    for name in LARGE {
+        let mut found = match by_key::elements(layout, socket, name, &objects) {
+            Ok(Some(found)) => found,
+            Ok(None) => elements(layout, socket, name)?,
+            Err(error) => {
+                tracing::info!(error = format!("{error:#}"), set = name, "reading all of the set, which takes longer");
+                elements(layout, socket, name)?
+            }
+        };
+        objects.append(&mut found);
+    }
     Ok(objects)
 }
 
@@ -57,51 +87,84 @@ fn table_comment(layout: &Layout, socket: &mut Socket) -> anyhow::Result<Option<
     })
 }
 
-/// How many rules each chain of the table has.
-fn rule_counts(layout: &Layout, socket: &mut Socket) -> anyhow::Result<BTreeMap<Vec<u8>, usize>> {
-    let ours = |out: &mut Vec<u8>| text(out, nfta::RULE_TABLE, TABLE);
-    socket.dump(libc::NFT_MSG_GETRULE, layout.protocol(), ours, |counts: &mut BTreeMap<Vec<u8>, usize>, message| {
-        let rule = message.attributes();
-        if rule.text(nfta::RULE_TABLE) == Some(TABLE)
-            && let Some(chain) = rule.text(nfta::RULE_CHAIN)
-        {
-            *counts.entry(chain.as_bytes().to_vec()).or_default() += 1;
-        }
-    })
+/// Chains, as far as one need look at them: how many rules each has, and what leads there.
+struct Shape {
+    rules: BTreeMap<String, usize>,
+    links: BTreeSet<Link>,
 }
 
-/// The chains that pick, as far as they are complete and reachable. Others are made anew when they are wanted.
-fn picks(layout: &Layout, socket: &mut Socket, rules: &BTreeMap<Vec<u8>, usize>) -> anyhow::Result<Vec<u16>> {
-    let found = read_set(layout, socket, CLASSES, |element| {
-        let class = u32::from_ne_bytes(*element.nest(nfta::ELEM_KEY).get(nfta::DATA_VALUE)?.first_chunk()?);
-        let verdict = element.nest(nfta::ELEM_DATA).nest(nfta::DATA_VERDICT);
-        let code = i32::from_be_bytes(*verdict.get(nfta::VERDICT_CODE)?.first_chunk()?);
-        let (count, chain) = (count_of(class)?, verdict.text(nfta::VERDICT_CHAIN)?);
-        let complete = rules.get(chain.as_bytes()) == Some(&rules::PICK_RULES);
-        (code == nfta::GOTO && chain == pick_name(count) && complete).then_some(count)
-    })?;
-    Ok(found.known)
-}
-
-fn slots(layout: &Layout, socket: &mut Socket, services: &Objects<Key, Value>) -> anyhow::Result<Objects<Key, Value>> {
-    let count = |value: &Value| if let Value::Service(count, _) = value { usize::from(*count) } else { 0 };
-    if services.values().map(count).sum::<usize>() >= by_key::MANY {
-        match by_key::slots(layout, socket, services) {
-            Ok(Some(slots)) => return Ok(slots),
-            Ok(None) => tracing::info!("there are slots of no Service: reading all of them, which takes longer"),
-            Err(error) => tracing::info!(error = format!("{error:#}"), "reading all slots, which takes longer"),
+impl Shape {
+    fn read(layout: &Layout, socket: &mut Socket) -> anyhow::Result<Self> {
+        let ours = |out: &mut Vec<u8>| text(out, nfta::RULE_TABLE, TABLE);
+        let rules = socket.dump(libc::NFT_MSG_GETRULE, layout.protocol(), ours, |counts: &mut BTreeMap<String, usize>, message| {
+            let rule = message.attributes();
+            if rule.text(nfta::RULE_TABLE) == Some(TABLE)
+                && let Some(chain) = rule.text(nfta::RULE_CHAIN)
+            {
+                *counts.entry(chain.to_owned()).or_default() += 1;
+            }
+        })?;
+        let mut links = BTreeSet::new();
+        for map in [CLASSES, BY_SOURCE_CLASSES, STICK_CLASSES] {
+            if map != STICK_CLASSES || layout.nft.is_sticky {
+                links.extend(read_set(layout, socket, map, |element| link(map, element))?.known);
+            }
         }
+        Ok(Self { rules, links })
     }
-    elements(layout, socket, SLOTS)
+
+    /// A chain that must be there and is not as we would make it.
+    fn damaged(&self, layout: &Layout) -> Option<String> {
+        let damaged = chains::base(layout).into_iter().find(|chain| !self.has(chain)).map(|chain| chain.name);
+        damaged.or_else(|| Link::base().into_iter().find(|link| !self.links.contains(link)).map(|link| link.chain))
+    }
+
+    /// The chains that are made when they are wanted, as far as they are complete and reachable. Others are made anew.
+    fn chains(&self, layout: &Layout) -> Vec<Key> {
+        let key = |link: &Link| match (link.map, link.class) {
+            (CLASSES, Class::Target(target)) => {
+                let linked = Link::to_target(target).iter().all(|link| self.links.contains(link));
+                (linked && self.has(&chains::target(layout, target))).then_some(Key::Chain(target))
+            }
+            (STICK_CLASSES, class) => {
+                let (pool, count) = class::stick_pick_of(class)?;
+                let linked = self.links.contains(&Link::to_stick_pick(pool, count));
+                (linked && self.has(&chains::stick_pick(layout, pool, count))).then_some(Key::StickPick(pool, count))
+            }
+            _ => None,
+        };
+        self.links.iter().filter_map(key).collect()
+    }
+
+    fn has(&self, chain: &chains::Chain) -> bool {
+        self.rules.get(&chain.name) == Some(&chain.len())
+    }
+}
+
+/// Reads an element of a map from class to chain.
+fn link(map: &'static str, element: Attributes<'_>) -> Option<Link> {
+    let class = u32::from_ne_bytes(*element.nest(nfta::ELEM_KEY).get(nfta::DATA_VALUE)?.first_chunk()?);
+    let verdict = element.nest(nfta::ELEM_DATA).nest(nfta::DATA_VERDICT);
+    let code = i32::from_be_bytes(*verdict.get(nfta::VERDICT_CODE)?.first_chunk()?);
+    let chain = verdict.text(nfta::VERDICT_CHAIN)?.to_owned();
+    Some(Link { map, class: class::of_number(class)?, verdict: code, chain })
 }
 
 /// The elements of a set that are ours. A dump that runs into the growth of the kernel's hash table leaves out elements and
 /// repeats others without saying so (rhashtable_walk_next in net/netfilter/nft_set_hash.c): it is read again until it is whole.
 /// What is missing all the same shows as [`EEXIST`](nix::errno::Errno::EEXIST) when it is written.
 fn elements(layout: &Layout, socket: &mut Socket, set: &str) -> anyhow::Result<Objects<Key, Value>> {
+    let family = layout.nft.family;
+    if is_interval(set) {
+        // A tree, whose dumps are whole.
+        let found = read_set(layout, socket, set, |element| element::bound(family, element))?;
+        let (known, unknown) = element::ranges(set, found.known);
+        ignored(set, unknown + found.unknown);
+        return Ok(known.into_iter().collect());
+    }
     let mut pause = PAUSE;
     for attempt in 1.. {
-        let found = read_set(layout, socket, set, |element| element::read(layout.family, set, element))?;
+        let found = read_set(layout, socket, set, |element| element::read(family, set, element))?;
         let (read, all) = (found.known.len(), found.known.len() + found.unknown);
         let objects: Objects<Key, Value> = found.known.into_iter().collect();
         let whole = objects.len() == read && found.count.is_none_or(|count| count == all);
@@ -109,15 +172,19 @@ fn elements(layout: &Layout, socket: &mut Socket, set: &str) -> anyhow::Result<O
             if !whole {
                 tracing::warn!(set, read = objects.len(), expected = ?found.count, "the set cannot be read as a whole");
             }
-            if found.unknown > 0 {
-                tracing::warn!(set, unknown = found.unknown, "elements that are not ours are ignored");
-            }
+            ignored(set, found.unknown);
             return Ok(objects);
         }
         std::thread::sleep(pause);
         pause *= 2;
     }
     Ok(Objects::new())
+}
+
+fn ignored(set: &str, unknown: usize) {
+    if unknown > 0 {
+        tracing::warn!(set, unknown, "elements that are not ours are ignored");
+    }
 }
 
 /// What was read of a set.

@@ -16,24 +16,45 @@ pub(super) mod nfta {
     pub(crate) const SET_KEY_LEN: u16 = 5;
     pub(crate) const SET_DATA_TYPE: u16 = 6;
     pub(crate) const SET_DATA_LEN: u16 = 7;
+    pub(crate) const SET_DESC: u16 = 9;
     pub(crate) const SET_ID: u16 = 10;
     pub(crate) const SET_USERDATA: u16 = 13;
     pub(crate) const SET_COUNT: u16 = 20;
+    pub(crate) const DESC_SIZE: u16 = 1;
+    pub(crate) const DESC_CONCAT: u16 = 2;
+    pub(crate) const FIELD_LEN: u16 = 1;
     pub(crate) const LIST_TABLE: u16 = 1;
     pub(crate) const LIST_SET: u16 = 2;
     pub(crate) const LIST_ELEMENTS: u16 = 3;
     pub(crate) const LIST_ELEM: u16 = 1;
     pub(crate) const ELEM_KEY: u16 = 1;
     pub(crate) const ELEM_DATA: u16 = 2;
+    pub(crate) const ELEM_FLAGS: u16 = 3;
     pub(crate) const ELEM_USERDATA: u16 = 6;
+    pub(crate) const ELEM_KEY_END: u16 = 10;
     pub(crate) const DATA_VALUE: u16 = 1;
     pub(crate) const DATA_VERDICT: u16 = 2;
     pub(crate) const VERDICT_CODE: u16 = 1;
     pub(crate) const VERDICT_CHAIN: u16 = 2;
+    pub(crate) const GEN_ID: u16 = 1;
+    pub(crate) const GEN_PROC_PID: u16 = 2;
+    pub(crate) const GEN_PROC_NAME: u16 = 3;
+    /// NFT_SET_INTERVAL
+    pub(crate) const INTERVAL: u32 = 4;
     /// NFT_SET_MAP
     pub(crate) const MAP: u32 = 8;
+    /// NFT_SET_TIMEOUT
+    pub(crate) const TIMEOUT: u32 = 0x10;
+    /// NFT_SET_EVAL: rules change it.
+    pub(crate) const EVAL: u32 = 0x20;
+    /// NFT_SET_CONCAT
+    pub(crate) const CONCAT: u32 = 0x80;
+    /// NFT_SET_ELEM_INTERVAL_END
+    pub(crate) const INTERVAL_END: u32 = 1;
     /// NFT_DATA_VERDICT
     pub(crate) const VERDICT: u32 = 0xffff_ff00;
+    /// NFT_JUMP
+    pub(crate) const JUMP: i32 = -3;
     /// NFT_GOTO
     pub(crate) const GOTO: i32 = -4;
 }
@@ -134,14 +155,14 @@ impl Batch {
         self.next += 1;
     }
 
-    /// Appends as many messages about elements of a set as are needed; a nest stays below 64 KiB. `element` writes the key,
-    /// data and comment of an item. `written` is told of every message with its first and last item.
+    /// Appends as many messages about elements of a set as are needed; a nest stays below 64 KiB. `write` writes the elements
+    /// of an item. `written` is told of every message with its first and last item.
     pub(super) fn elements(
         &mut self,
         (kind, flags): (i32, i32),
         (table, set): (&str, &str),
         items: impl Iterator<Item = usize>,
-        element: impl Fn(&mut Vec<u8>, usize),
+        write: impl Fn(&mut Vec<u8>, usize),
         mut written: impl FnMut(usize, usize),
     ) {
         let mut items = items.peekable();
@@ -155,7 +176,7 @@ impl Batch {
                     while out.len() - start < NEST_LIMIT
                         && let Some(item) = items.next()
                     {
-                        nest(out, nfta::LIST_ELEM, |out| element(out, item));
+                        write(out, item);
                         last = item;
                     }
                 });
@@ -265,11 +286,18 @@ pub(super) struct Message<'a> {
     pub(super) kind: u16,
     pub(super) flags: u16,
     pub(super) seq: u32,
+    /// The socket that the message answers, or whose change it tells of.
+    pub(super) port: u32,
     /// What follows struct nlmsghdr.
     pub(super) body: &'a [u8],
 }
 
 impl<'a> Message<'a> {
+    /// The protocol family in a message of nf_tables.
+    pub(super) fn family(&self) -> u8 {
+        self.body.first().copied().unwrap_or_default()
+    }
+
     /// The attributes of a message of nf_tables.
     pub(super) fn attributes(&self) -> Attributes<'a> {
         Attributes(self.body.get(HEADERS - HEADER..).unwrap_or_default())
@@ -292,12 +320,13 @@ impl<'a> Message<'a> {
 pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let (header, _) = bytes.split_first_chunk::<HEADER>()?;
-        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, ..] = *header;
+        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, p0, p1, p2, p3] = *header;
         let len = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
         let body = bytes.get(HEADER..len)?;
         bytes = bytes.get(aligned(len)..).unwrap_or_default();
         let (kind, flags) = (u16::from_ne_bytes([k0, k1]), u16::from_ne_bytes([f0, f1]));
-        Some(Message { kind, flags, seq: u32::from_ne_bytes([s0, s1, s2, s3]), body })
+        let (seq, port) = (u32::from_ne_bytes([s0, s1, s2, s3]), u32::from_ne_bytes([p0, p1, p2, p3]));
+        Some(Message { kind, flags, seq, port, body })
     })
 }
 
