@@ -6,6 +6,7 @@ pub mod cli;
 pub mod coexist;
 pub mod dataplane;
 pub mod dump;
+pub mod host;
 pub mod log;
 pub mod modes;
 pub mod nft;
