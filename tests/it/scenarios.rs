@@ -84,7 +84,7 @@ fn packets(mode: Mode, family: Family) {
     let mut failures = Vec::new();
     for scenario in chosen().iter().filter(|scenario| scenario.family.unwrap_or(Family::V4) == family) {
         let start = Instant::now();
-        if let Err(error) = Packets::new(&bench).and_then(|mut packets| scenario::run(scenario, &mut packets)) {
+        if let Err(error) = Packets::new(&bench, &scenario.config).and_then(|mut packets| scenario::run(scenario, &mut packets)) {
             failures.push(format!("{scenario}: {error:?}"));
         }
         println!("{scenario}: {:?}", start.elapsed());
