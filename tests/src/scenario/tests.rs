@@ -74,16 +74,16 @@ fn mapped(text: &str) -> String {
 #[test]
 fn one_text_serves_both_families() {
     for (v4, v6) in [
-        ("a1 -> 10.96.0.10:80/tcp => 10.1.1.2:8080", "a1 -> [fd00:10:96::0:10]:80/tcp => [fd00:10:1::1:2]:8080"),
-        ("clusterIPs: [10.96.0.10, 10.96.0.11]", "clusterIPs: [fd00:10:96::0:10, fd00:10:96::0:11]"),
+        ("a1 -> 10.96.0.10:80/tcp => 10.1.1.2:8080", "a1 -> [fd00:10:96::10]:80/tcp => [fd00:10:1::1:2]:8080"),
+        ("clusterIPs: [10.96.0.10, 10.96.0.11]", "clusterIPs: [fd00:10:96::10, fd00:10:96::11]"),
         ("- addresses: [\"010.001.1.2\"]", "- addresses: [\"fd00:010:001::1:2\"]"),
         ("addressType: IPv4", "addressType: IPv6"),
-        ("a sentence about 10.96.0.10.", "a sentence about fd00:10:96::0:10."),
+        ("a sentence about 10.96.0.10.", "a sentence about fd00:10:96::10."),
         ("version-1.2.3.4 1.2.3.4.5 1.2.3 IPv4s discovery.k8s.io/v1", "version-1.2.3.4 1.2.3.4.5 1.2.3 IPv4s discovery.k8s.io/v1"),
         ("[10.96.0.0/16, 10.1.1.0/24]", "[fd00:10:96::/48, fd00:10:1::1:0/112]"),
         ("10.0.0.0/8 10.0.0.1/32 10.0.0.300/24", "fd00:10::/32 fd00:10::1/128 fd00:10:0::0:300/112"),
         ("0.0.0.0/0 127.0.0.0/8 127.0.0.1:80 127.0.0.1", "::/0 ::1/128 [::1]:80 ::1"),
-        ("10.96.0.10/icmp", "fd00:10:96::0:10/icmp"),
+        ("10.96.0.10/icmp", "fd00:10:96::10/icmp"),
     ] {
         assert_eq!(mapped(v4), v6);
     }
@@ -276,7 +276,7 @@ a1 -> 127.0.0.1:30080/tcp => dropped
         "--cluster-cidr=10.1.0.0/16,fd00:10:1::/48",
         "--pod-bridge-interface=br0",
         "--nodeport-addresses=fd00:10::/112,::1/128",
-        "--masquerade-all=true",
+        "--masquerade-all",
     ];
     assert_eq!(v6.config.flags(), flags);
     let mut kube_proxy = json!({"nftables": {"minSyncPeriod": "1ms"}});

@@ -10,7 +10,7 @@ use crate::model::{Address, Frontend, ObjectName, ServicePortName};
 use crate::route::{Masquerade, Pool, PortKey, Treatment};
 use crate::slots::Observed;
 use crate::surroundings::{Origin, Sender};
-use crate::view::{FrontendView, ServiceView, Views};
+use crate::view::{FrontendView, ServiceView, To, Views};
 
 type Table = Objects<Key, Value>;
 
@@ -231,7 +231,7 @@ pub(super) fn view(objects: &Table) -> Vec<ServiceView> {
         let unnamed = || ServicePortName { service: ObjectName::new("?", label), port: "".into(), protocol: frontend.protocol };
         let port = ServicePortName::from_label(label, frontend.protocol).unwrap_or_else(unnamed);
         let view = views.of(port, &frontend);
-        view.frontends.push(FrontendView { sources: ranges.remove(&frontend), ..FrontendView::new(&frontend, treatment) });
+        view.frontends.push(FrontendView { sources: ranges.remove(&frontend), ..FrontendView::new(&frontend, To::Packets(treatment)) });
         for target in targets {
             let found = backends(objects, frontend, target).into_iter().map(|(backend, _)| backend);
             if target.pool == Pool::Cluster {
