@@ -12,7 +12,7 @@ use proxy_tests::agent::Mode;
 use proxy_tests::lab;
 use proxy_tests::scenario::packets::{Bench, Packets};
 use proxy_tests::scenario::simulated::{Lowered, Model, Simulated};
-use proxy_tests::scenario::{self, Action, Executor, Scenario, behaviours};
+use proxy_tests::scenario::{self, Action, Executor, Pins, Scenario, behaviours};
 
 #[test]
 fn model() {
@@ -125,10 +125,12 @@ fn transcript<L: Simulated>(scenario: &Scenario) -> String {
     let mut executor = Lowered::<L>::default();
     let mut text = String::new();
     for step in scenario.steps.iter().filter(|step| !matches!(step.action, Action::Expect(_))) {
-        scenario::run::take(&step.action, &mut executor).unwrap_or_else(|error| panic!("{scenario}: {error:#}"));
+        scenario::run::take(&step.action, &mut executor, &mut Pins::default()).unwrap_or_else(|error| panic!("{scenario}: {error:#}"));
         let word = match &step.action {
             Action::Apply(_) => "apply",
             Action::Delete(_) => "delete",
+            Action::Address(_) => "address",
+            Action::Wait(_) => "wait",
             Action::Restart => "restart",
             Action::Kill => "kill",
             Action::Start => "start",

@@ -22,6 +22,8 @@ enum Socket {
     /// TCP and SCTP, and what has been read beyond the last answer.
     Stream(TcpStream, Vec<u8>),
     Connected(UdpSocket),
+    /// For ICMP echo requests: as for datagrams, but that their header is ours to write and to read.
+    Ping(UdpSocket),
     /// With the destination unless another is given.
     Unconnected(UdpSocket, Option<SocketAddr>),
 }
@@ -45,6 +47,7 @@ impl Session {
         let socket = match connect.proto {
             Proto::Udp if unconnected => Socket::Unconnected(blocking(UdpSocket::from(fd))?, Some(connect.dst)),
             Proto::Udp => Socket::Connected(blocking(UdpSocket::from(fd))?),
+            Proto::Icmp => Socket::Ping(blocking(UdpSocket::from(fd))?),
             Proto::Tcp | Proto::Sctp => {
                 let stream = TcpStream::from(fd);
                 stream.set_nonblocking(false)?;
@@ -68,6 +71,7 @@ impl Session {
         let answer = match &mut self.socket {
             Socket::Stream(stream, read) => echo_stream(stream, read, &token, deadline),
             Socket::Connected(socket) => echo_udp(socket, None, &token, deadline),
+            Socket::Ping(socket) => echo_icmp(socket, &token, deadline),
             Socket::Unconnected(socket, default) => match dst.or(*default) {
                 Some(dst) => echo_udp(socket, Some(dst), &token, deadline),
                 None => Err(Errno::EDESTADDRREQ.into()),
@@ -80,7 +84,7 @@ impl Session {
 /// A socket of the destination's family, bound to the source if there is one, not blocking.
 fn open(dst: SocketAddr, proto: Proto, source: Option<SocketAddr>) -> io::Result<OwnedFd> {
     let fd = new_socket(dst, proto, SockFlag::SOCK_NONBLOCK)?;
-    if proto == Proto::Udp {
+    if matches!(proto, Proto::Udp | Proto::Icmp) {
         // Without these an unconnected socket is not told of ICMP errors. An IPv6 socket can send IPv4 too, an IPv4 socket
         // has no IPv6 option.
         let _ = socket::setsockopt(&fd, sockopt::Ipv4RecvErr, &true);
@@ -100,6 +104,8 @@ pub(crate) fn new_socket(address: SocketAddr, proto: Proto, flags: SockFlag) -> 
         Proto::Tcp => (SockType::Stream, SockProtocol::Tcp),
         Proto::Udp => (SockType::Datagram, SockProtocol::Udp),
         Proto::Sctp => (SockType::Stream, SockProtocol::Sctp),
+        Proto::Icmp if address.is_ipv4() => (SockType::Datagram, SockProtocol::Icmp),
+        Proto::Icmp => (SockType::Datagram, SockProtocol::IcmpV6),
     };
     Ok(socket::socket(family, kind, flags | SockFlag::SOCK_CLOEXEC, protocol)?)
 }
@@ -161,6 +167,27 @@ fn echo_udp(socket: &UdpSocket, dst: Option<SocketAddr>, token: &str, deadline: 
         let echoed: Echoed = serde_json::from_slice(&buffer[..length])?;
         if echoed.token == token {
             return Ok(answer(echoed, socket.local_addr()?, socket.peer_addr().ok(), Some(from)));
+        }
+    }
+}
+
+/// The kernel fills in the checksum and the identifier, and keeps to itself what is of another identifier.
+fn echo_icmp(socket: &UdpSocket, token: &str, deadline: Instant) -> io::Result<Answer> {
+    const HEADER: usize = 8;
+    let (local, peer) = (socket.local_addr()?, socket.peer_addr()?);
+    let (request, reply) = if peer.is_ipv4() { (8, 0) } else { (128, 129) };
+    socket.take_error()?;
+    let mut packet = [0; HEADER].to_vec();
+    packet[0] = request;
+    packet.extend_from_slice(token.as_bytes());
+    socket.send(&packet)?;
+    loop {
+        socket.set_read_timeout(Some(left(deadline)?))?;
+        let mut buffer = [0; 1024];
+        let (length, from) = socket.recv_from(&mut buffer)?;
+        if buffer[0] == reply && buffer.get(HEADER..length) == Some(token.as_bytes()) {
+            let server = SocketAddr::new(from.ip(), 0);
+            return Ok(Answer { name: String::new(), server, seen_source: local, local, peer: Some(peer), reply_source: Some(from) });
         }
     }
 }

@@ -6,16 +6,16 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use proxy_core::cluster::Kind;
 use proxy_core::model::ObjectName;
 use serde_json::{Value, json};
 
 use super::probing::Probing;
 use super::run::{Probe, run};
-use super::{Executor, KubeProxy, KubeProxyMode, Manifest, Observed, Scenario};
+use super::{AddressChange, Executor, KubeProxy, KubeProxyMode, Manifest, ObjectKind, Observed, Scenario};
 use crate::agent::DEADLINE;
 use crate::controlplane::process::{Netns, free_ports};
 use crate::controlplane::{Api, ControlPlane, Options};
@@ -44,7 +44,7 @@ pub struct Reference {
     /// Those that have been made.
     namespaces: BTreeSet<String>,
     /// Objects of the scenario that are there, by their names in the API server.
-    objects: BTreeSet<(Kind, ObjectName)>,
+    objects: BTreeSet<(ObjectKind, ObjectName)>,
     /// Whether what the API server refuses is written past it.
     past: bool,
     /// How many objects were.
@@ -175,22 +175,26 @@ fn make_namespace(api: &Api, name: &str) -> Result<()> {
     api.request("POST", "/api/v1/namespaces", Some(&namespace))?.accepted(name).map(drop)
 }
 
-fn collection(kind: Kind, namespace: &str) -> String {
+fn collection(kind: ObjectKind, namespace: &str) -> String {
     match kind {
-        Kind::Service => format!("/api/v1/namespaces/{namespace}/services"),
-        Kind::Slice => format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"),
+        ObjectKind::Service => format!("/api/v1/namespaces/{namespace}/services"),
+        ObjectKind::Slice => format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"),
+        ObjectKind::Node => "/api/v1/nodes".to_owned(),
+        ObjectKind::ServiceCidr => "/apis/networking.k8s.io/v1/servicecidrs".to_owned(),
     }
 }
 
-fn path(kind: Kind, name: &ObjectName) -> String {
+fn path(kind: ObjectKind, name: &ObjectName) -> String {
     format!("{}/{}", collection(kind, &name.namespace), name.name)
 }
 
 /// Where the API server keeps it.
-fn stored(kind: Kind, name: &ObjectName) -> String {
+fn stored(kind: ObjectKind, name: &ObjectName) -> String {
     let folder = match kind {
-        Kind::Service => "services/specs",
-        Kind::Slice => "endpointslices",
+        ObjectKind::Service => "services/specs",
+        ObjectKind::Slice => "endpointslices",
+        ObjectKind::Node => return format!("/registry/minions/{}", name.name),
+        ObjectKind::ServiceCidr => return format!("/registry/servicecidrs/{}", name.name),
     };
     format!("/registry/{folder}/{}/{}", name.namespace, name.name)
 }
@@ -240,7 +244,7 @@ impl Marker {
         Self::BACKENDS[usize::from(self.step % 2)]
     }
 
-    fn objects(&self) -> Vec<(Kind, String, Value)> {
+    fn objects(&self) -> Vec<(ObjectKind, String, Value)> {
         let [v4, v6] = Self::ADDRESSES;
         let service = json!({
             "apiVersion": "v1", "kind": "Service", "metadata": {"name": "marker"},
@@ -256,10 +260,10 @@ impl Marker {
                 "metadata": {"name": name, "labels": {"kubernetes.io/service-name": "marker"}},
                 "addressType": family, "ports": [{"name": "", "port": 8080}], "endpoints": [{"addresses": [backend]}],
             });
-            (Kind::Slice, name, object)
+            (ObjectKind::Slice, name, object)
         };
         let slices = ["IPv4", "IPv6"].into_iter().zip(self.backends()).map(slice);
-        [(Kind::Service, "marker".to_owned(), service)].into_iter().chain(slices).collect()
+        [(ObjectKind::Service, "marker".to_owned(), service)].into_iter().chain(slices).collect()
     }
 }
 
@@ -269,7 +273,7 @@ impl Executor for Reference {
         self.settle()
     }
 
-    fn delete(&mut self, objects: &[(Kind, ObjectName)]) -> Result<()> {
+    fn delete(&mut self, objects: &[(ObjectKind, ObjectName)]) -> Result<()> {
         for (kind, name) in objects {
             let name = self.in_api_server(name);
             let path = path(*kind, &name);
@@ -277,6 +281,16 @@ impl Executor for Reference {
             self.api.request("DELETE", &path, None)?.accepted(&path)?;
         }
         self.settle()
+    }
+
+    fn address(&mut self, changes: &[AddressChange]) -> Result<()> {
+        self.probing.address(changes)?;
+        self.settle()
+    }
+
+    fn wait(&mut self, duration: Duration) -> Result<()> {
+        thread::sleep(duration);
+        Ok(())
     }
 
     fn stop(&mut self, killed: bool) -> Result<()> {

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use proxy_core::cluster::Kind;
 use proxy_core::forward::{Flow, Forwarding, Verdict};
 use proxy_core::lower::bpf::Bpf;
 use proxy_core::lower::nft::Nft;
@@ -13,14 +13,15 @@ use proxy_core::model::{Change, Family, ObjectName};
 use proxy_core::plan::Plan;
 use proxy_core::view::ServiceView;
 
+use super::object::NODE;
 use super::run::Probe;
-use super::{Executor, Manifest, Observed};
+use super::{AddressChange, Executor, Host, Manifest, ObjectKind, Observed, Seen};
 
 /// The objects of a cluster and what an agent makes of them. Serves as an executor: the model, which every dataplane is held to.
 #[derive(Default)]
 pub struct Model {
-    /// What the API server has.
-    objects: BTreeMap<(Kind, ObjectName), Change>,
+    /// What the API server has: nothing but its name where the agent does not look at it.
+    objects: BTreeMap<(ObjectKind, ObjectName), Option<Change>>,
     /// What the agent knows, or knew when it ended.
     forwarding: Forwarding,
     stopped: bool,
@@ -32,13 +33,8 @@ impl Model {
         &self.forwarding
     }
 
-    fn take(&mut self, kind: Kind, name: ObjectName, change: Change, gone: bool) {
-        if gone {
-            self.objects.remove(&(kind, name));
-        } else {
-            self.objects.insert((kind, name), change.clone());
-        }
-        if !self.stopped {
+    fn learn(&mut self, change: Option<Change>) {
+        if let Some(change) = change.filter(|_| !self.stopped) {
             self.forwarding.apply(change);
         }
     }
@@ -47,24 +43,34 @@ impl Model {
 impl Executor for Model {
     fn apply(&mut self, manifests: &[Manifest]) -> Result<()> {
         for manifest in manifests {
-            let kind = manifest.object.kind();
             // One without a name cannot exist; whoever reads it from a file leaves it out.
-            if let (Some(name), Some(change)) = (manifest.object.name(), manifest.object.convert().change) {
-                self.take(kind, name, change, false);
+            let Some(name) = manifest.object.name() else { continue };
+            let change = manifest.object.change();
+            if manifest.object.kind().core().is_none() || change.is_some() {
+                self.objects.insert((manifest.object.kind(), name), change.clone());
+                self.learn(change);
             }
         }
         Ok(())
     }
 
-    fn delete(&mut self, objects: &[(Kind, ObjectName)]) -> Result<()> {
+    fn delete(&mut self, objects: &[(ObjectKind, ObjectName)]) -> Result<()> {
         for (kind, name) in objects {
-            ensure!(self.objects.contains_key(&(*kind, name.clone())), "there is no {kind:?} {name} to delete");
-            let change = match kind {
-                Kind::Service => Change::Service(name.clone(), None),
-                Kind::Slice => Change::Slice(name.clone(), None),
-            };
-            self.take(*kind, name.clone(), change, true);
+            ensure!(self.objects.remove(&(*kind, name.clone())).is_some(), "there is no {kind} {name} to delete");
+            self.learn(match kind {
+                ObjectKind::Service => Some(Change::Service(name.clone(), None)),
+                ObjectKind::Slice => Some(Change::Slice(name.clone(), None)),
+                ObjectKind::Node | ObjectKind::ServiceCidr => None,
+            });
         }
+        Ok(())
+    }
+
+    fn address(&mut self, _: &[AddressChange]) -> Result<()> {
+        Ok(())
+    }
+
+    fn wait(&mut self, _: Duration) -> Result<()> {
         Ok(())
     }
 
@@ -78,14 +84,16 @@ impl Executor for Model {
         ensure!(self.stopped, "the agent runs already");
         self.stopped = false;
         self.forwarding = Forwarding::default();
-        for change in self.objects.values() {
+        for change in self.objects.values().flatten() {
             self.forwarding.apply(change.clone());
         }
         Ok(())
     }
 
     fn observe(&mut self, probes: &[Probe]) -> Result<Vec<Observed>> {
-        let one = |(source, expectation): &Probe| observed(self.forwarding.decide(&expectation.flow(*source)));
+        let one = |(source, expectation): &Probe| {
+            expectation.flow(*source).map_or_else(no_ports, |flow| observed(self.forwarding.decide(&flow), *source))
+        };
         Ok(probes.iter().map(one).collect())
     }
 
@@ -95,12 +103,19 @@ impl Executor for Model {
 }
 
 /// The source is kept and the choice is even by the meaning of a verdict.
-fn observed(verdict: Verdict) -> Observed {
+fn observed(verdict: Verdict, source: Host) -> Observed {
     match verdict {
         Verdict::Untouched => Observed::Untouched,
         Verdict::Rejected => Observed::Refused,
-        Verdict::Backends(backends) => Observed::Backends { backends, source_kept: true, evenly: true },
+        Verdict::Backends(backends) => {
+            let seen = if source.name == NODE { Seen::OwnNode } else { Seen::Own };
+            Observed::Backends { backends, evenly: true, sticky: false, seen }
+        }
     }
+}
+
+fn no_ports() -> Observed {
+    Observed::Other("a verdict is about flows with ports".into())
 }
 
 fn listing(view: &[ServiceView]) -> String {
@@ -217,8 +232,16 @@ impl<L: Simulated> Executor for Lowered<L> {
         self.model.apply(manifests).and_then(|()| self.program())
     }
 
-    fn delete(&mut self, objects: &[(Kind, ObjectName)]) -> Result<()> {
+    fn delete(&mut self, objects: &[(ObjectKind, ObjectName)]) -> Result<()> {
         self.model.delete(objects).and_then(|()| self.program())
+    }
+
+    fn address(&mut self, changes: &[AddressChange]) -> Result<()> {
+        self.model.address(changes).and_then(|()| self.program())
+    }
+
+    fn wait(&mut self, duration: Duration) -> Result<()> {
+        self.model.wait(duration)
     }
 
     fn stop(&mut self, killed: bool) -> Result<()> {
@@ -235,8 +258,8 @@ impl<L: Simulated> Executor for Lowered<L> {
 
     fn observe(&mut self, probes: &[Probe]) -> Result<Vec<Observed>> {
         let one = |(source, expectation): &Probe| {
-            let flow = expectation.flow(*source);
-            self.table(&flow).map_or(Observed::Untouched, |table| observed(L::decide(&table.kernel, &flow)))
+            let Some(flow) = expectation.flow(*source) else { return no_ports() };
+            self.table(&flow).map_or(Observed::Untouched, |table| observed(L::decide(&table.kernel, &flow), *source))
         };
         Ok(probes.iter().map(one).collect())
     }
