@@ -63,9 +63,13 @@ fn scenarios() -> Vec<Scenario> {
     scenario::load().unwrap_or_else(|error| panic!("{error:#}"))
 }
 
+fn chosen() -> Vec<Scenario> {
+    scenario::chosen().unwrap_or_else(|error| panic!("{error:#}"))
+}
+
 /// Runs every scenario on an executor of its own, and lists all that fail.
 fn carry_out<E: Executor>(executor: &str, new: impl Fn() -> E) {
-    let scenarios = scenarios();
+    let scenarios = chosen();
     let failures: Vec<String> = scenarios.iter().filter_map(|s| scenario::run(s, &mut new()).err()).map(|e| format!("{e:#}")).collect();
     let count = failures.len();
     assert!(failures.is_empty(), "{executor}: {count} of {} scenarios failed\n\n{}", scenarios.len(), failures.join("\n\n"));
@@ -78,7 +82,7 @@ fn packets(mode: Mode, family: Family) {
     }
     let bench = Bench::new(mode).unwrap_or_else(|error| panic!("{error:?}"));
     let mut failures = Vec::new();
-    for scenario in scenarios().iter().filter(|scenario| scenario.family.unwrap_or(Family::V4) == family) {
+    for scenario in chosen().iter().filter(|scenario| scenario.family.unwrap_or(Family::V4) == family) {
         let start = Instant::now();
         if let Err(error) = Packets::new(&bench).and_then(|mut packets| scenario::run(scenario, &mut packets)) {
             failures.push(format!("{scenario}: {error:?}"));

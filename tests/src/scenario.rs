@@ -90,6 +90,7 @@ pub mod simulated;
 #[cfg(test)]
 mod tests;
 
+use std::env;
 use std::fmt;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -332,5 +333,15 @@ pub fn load() -> Result<Vec<Scenario>> {
         scenarios.extend(parse::scenarios(name, &text)?);
     }
     ensure!(!scenarios.is_empty(), "{}: no scenarios", dir.display());
+    Ok(scenarios)
+}
+
+/// Those of [`load`] that `PROXY_SCENARIOS` from the environment names, with commas between; all where it is not set.
+pub fn chosen() -> Result<Vec<Scenario>> {
+    let mut scenarios = load()?;
+    if let Ok(names) = env::var("PROXY_SCENARIOS") {
+        scenarios.retain(|scenario| names.split(',').any(|name| name == scenario.name));
+        ensure!(!scenarios.is_empty(), "PROXY_SCENARIOS={names}: no such scenario");
+    }
     Ok(scenarios)
 }

@@ -7,6 +7,7 @@ use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use proxy_core::model::{Family, ObjectName};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::object::complete_node;
 use super::parse_expect::{check_pins, expectations};
@@ -196,13 +197,29 @@ fn manifest(document: &[(usize, &str)]) -> Result<Manifest, Wrong> {
             let node = complete_node(yaml_of(&text).map_err(wrong)?);
             return Ok(Manifest { text: node.to_string(), object: Object::Node(node) });
         }
-        ("networking.k8s.io/v1", "ServiceCIDR") => Object::ServiceCidr(yaml_of(&text).map_err(wrong)?),
+        ("networking.k8s.io/v1", "ServiceCIDR") => {
+            let value = yaml_of(&text).map_err(wrong)?;
+            check_service_cidr(&value).map_err(|error| (first, error))?;
+            Object::ServiceCidr(value)
+        }
         (version, kind) => {
             let wanted = "v1 Service, discovery.k8s.io/v1 EndpointSlice, v1 Node or networking.k8s.io/v1 ServiceCIDR";
             return Err((first, anyhow!("{version} {kind}: want {wanted}")));
         }
     };
     Ok(Manifest { text, object })
+}
+
+fn check_service_cidr(value: &Value) -> Result<()> {
+    let cidrs = value["spec"]["cidrs"].as_array().context("want spec.cidrs of a ServiceCIDR")?;
+    for cidr in cidrs.iter().filter_map(Value::as_str).filter(|cidr| cidr.contains(':')) {
+        let length: Option<u8> = cidr.split_once('/').and_then(|(_, length)| length.parse().ok());
+        ensure!(
+            length.is_none_or(|length| length >= 64),
+            "{cidr}: the API server gives out no addresses of it: want a /24, which is a /112"
+        );
+    }
+    Ok(())
 }
 
 /// What YAML says. An error has its line, from 0.

@@ -87,7 +87,7 @@ impl Probing {
             let of_phase = |probe: &Probe| self.can_send(probe.1.protocol) && Phase::of(probe.1.wanted(kube_proxy)) == phase;
             let (places, probes): (Vec<usize>, Vec<Probe>) =
                 probes.iter().copied().enumerate().filter(|(_, probe)| of_phase(probe)).unzip();
-            let seen = if phase == Phase::Silent { self.silent(&probes, kube_proxy)? } else { self.at_once(&probes, kube_proxy)? };
+            let seen = if phase == Phase::Dropped { self.dropped(&probes, kube_proxy)? } else { self.at_once(&probes, kube_proxy)? };
             places.into_iter().zip(seen).for_each(|(place, seen)| observed[place] = seen);
         }
         for (source, expectation) in probes.iter().filter(|(_, expectation)| !self.can_send(expectation.protocol)) {
@@ -110,26 +110,16 @@ impl Probing {
         })
     }
 
-    /// Carries out probes that nobody is to answer. Those that are passed on are lost, and counted, where the lab ends; those that are
-    /// dropped are not.
-    fn silent(&self, probes: &[Probe], kube_proxy: Option<KubeProxyMode>) -> Result<Vec<Observed>> {
+    /// Carries out probes that are to be dropped. Those that are passed on instead are lost, and counted, where the lab ends.
+    fn dropped(&self, probes: &[Probe], kube_proxy: Option<KubeProxyMode>) -> Result<Vec<Observed>> {
         let before = self.lab.lost()?;
         let mut observed = self.at_once(probes, kube_proxy)?;
-        let lost: u64 = self.lab.lost()?.into_iter().sum::<u64>() - before.into_iter().sum::<u64>();
-        let leaving = |(probe, observed): &(&Probe, &Observed)| **observed == Observed::Dropped && leaves_lab(probe.1.destination.ip());
-        let count = probes.iter().zip(&observed).filter(leaving).count() as u64;
-        if lost > 0 && lost < count {
-            // Some were: which?
-            return probes.iter().map(|probe| self.silent(&[*probe], kube_proxy).map(|mut one| one.remove(0))).collect();
+        let lost = self.lab.lost()? != before;
+        if lost && probes.len() > 1 {
+            // Which?
+            return probes.iter().map(|probe| self.dropped(&[*probe], kube_proxy).map(|mut one| one.remove(0))).collect();
         }
-        for ((_, expectation), observed) in probes.iter().zip(&mut observed) {
-            let wanted = *expectation.wanted(kube_proxy) == Outcome::Untouched;
-            // Within the lab nobody counts. And many a scenario is content if nobody answers.
-            let untouched = wanted || (leaves_lab(expectation.destination.ip()) && lost > 0);
-            if *observed == Observed::Dropped && untouched {
-                *observed = Observed::Untouched;
-            }
-        }
+        observed.iter_mut().filter(|observed| lost && **observed == Observed::Dropped).for_each(|seen| *seen = Observed::Untouched);
         Ok(observed)
     }
 
@@ -159,38 +149,31 @@ enum Phase {
     /// Those that somebody answers or refuses.
     Answered,
     /// Those that nobody does: they wait for their timeout.
-    Silent,
+    Untouched,
+    /// Those that go nowhere, while there are no others that do.
+    Dropped,
     /// Those that must go where one of the others has gone.
     Pinned,
 }
 
 impl Phase {
-    const ALL: [Phase; 3] = [Phase::Answered, Phase::Silent, Phase::Pinned];
+    const ALL: [Phase; 4] = [Phase::Answered, Phase::Untouched, Phase::Dropped, Phase::Pinned];
 
     fn of(wanted: &Outcome) -> Self {
         match wanted {
-            Outcome::Untouched | Outcome::Dropped => Phase::Silent,
+            Outcome::Untouched => Phase::Untouched,
+            Outcome::Dropped => Phase::Dropped,
             Outcome::Refused | Outcome::Backends { .. } => Phase::Answered,
             Outcome::Pinned { .. } => Phase::Pinned,
         }
     }
 }
 
-/// Whether packets to an address that nobody translates leave the lab: all do but those to its nodes and pods.
-fn leaves_lab(ip: IpAddr) -> bool {
-    let near = |a: u16, b: u16| (a == 10 && b < 2) || a == 127;
-    match ip {
-        IpAddr::V4(ip) => !near(ip.octets()[0].into(), ip.octets()[1].into()),
-        // Written in decimal: see to_v6().
-        IpAddr::V6(ip) => !near(if ip.segments()[1] == 0x10 { 10 } else { 0 }, ip.segments()[2]) && !ip.is_loopback(),
-    }
-}
-
-/// Carries out one probe. Where nobody answers it counts as dropped.
+/// Carries out one probe. Where nobody answers it counts as what it was to be: untouched or dropped.
 fn observe(lab: &Lab, added: &BTreeSet<IpAddr>, (source, expectation): Probe, kube_proxy: Option<KubeProxyMode>) -> Result<Observed> {
     let (peer, proto) = (lab.find(source.name)?, proto(expectation.protocol));
     let wanted = expectation.wanted(kube_proxy);
-    let silent = Phase::of(wanted) == Phase::Silent;
+    let silent = matches!(wanted, Outcome::Untouched | Outcome::Dropped);
     let patient = kube_proxy.is_some() && !silent;
     let probe = Connect::new(expectation.destination, proto).timeout_ms(if patient { PATIENT_MS } else { TIMEOUT_MS });
     let count = match wanted {
@@ -252,7 +235,7 @@ fn observed(counts: &Counts, destination: SocketAddr, not_permitted: u64, wanted
     let dropped = counts.timeouts + if *wanted == Outcome::Dropped { not_permitted } else { 0 };
     let servers: Vec<(SocketAddr, u64)> = counts.servers.iter().map(|(server, count)| (canonical(*server), *count)).collect();
     if dropped == all {
-        Observed::Dropped
+        if *wanted == Outcome::Untouched { Observed::Untouched } else { Observed::Dropped }
     } else if counts.answered() == all && servers.iter().all(|(server, _)| *server == destination) {
         Observed::Untouched
     } else if counts.refused + not_permitted == all {

@@ -259,7 +259,7 @@ spec: {podCIDRs: [10.1.1.0/24]}
 apiVersion: networking.k8s.io/v1
 kind: ServiceCIDR
 metadata: {name: more}
-spec: {cidrs: [10.97.0.0/16]}
+spec: {cidrs: [10.97.0.0/24]}
 --- address
 add 10.0.0.7
 --- wait 4s
@@ -285,7 +285,7 @@ a1 -> 127.0.0.1:30080/tcp => dropped
 
     let Action::Apply(manifests) = &v6.steps[0].action else { panic!("{:?}", v6.steps[0]) };
     let [Object::Node(node), Object::ServiceCidr(cidr)] = [&manifests[0].object, &manifests[1].object] else { panic!("{manifests:?}") };
-    assert_eq!((&node["spec"]["podCIDRs"], &cidr["spec"]["cidrs"]), (&json!(["fd00:10:1::1:0/112"]), &json!(["fd00:10:97::/48"])));
+    assert_eq!((&node["spec"]["podCIDRs"], &cidr["spec"]["cidrs"]), (&json!(["fd00:10:1::1:0/112"]), &json!(["fd00:10:97::/112"])));
     assert_eq!(node["status"]["addresses"][0]["address"], "10.0.0.1", "what a scenario does not say is as ever");
     let Action::Address(changes) = &v6.steps[1].action else { panic!("{:?}", v6.steps[1]) };
     assert_eq!(changes, &[AddressChange { ip: address::to_v6(Ipv4Addr::new(10, 0, 0, 7)).into(), added: true }]);
