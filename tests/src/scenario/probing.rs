@@ -87,7 +87,11 @@ impl Probing {
             let of_phase = |probe: &Probe| self.can_send(probe.1.protocol) && Phase::of(probe.1.wanted(kube_proxy)) == phase;
             let (places, probes): (Vec<usize>, Vec<Probe>) =
                 probes.iter().copied().enumerate().filter(|(_, probe)| of_phase(probe)).unzip();
-            let seen = if phase == Phase::Dropped { self.dropped(&probes, kube_proxy)? } else { self.at_once(&probes, kube_proxy)? };
+            let seen = match phase {
+                Phase::Untouched => self.untouched(&probes, kube_proxy)?,
+                Phase::Dropped => self.dropped(&probes, kube_proxy)?,
+                Phase::Answered | Phase::Pinned => self.at_once(&probes, kube_proxy)?,
+            };
             places.into_iter().zip(seen).for_each(|(place, seen)| observed[place] = seen);
         }
         for (source, expectation) in probes.iter().filter(|(_, expectation)| !self.can_send(expectation.protocol)) {
@@ -108,6 +112,31 @@ impl Probing {
             let joined = threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("a probe panicked"))?);
             joined.collect()
         })
+    }
+
+    /// Carries out probes that are to be left alone. Where nobody is at their destination they are lost, and counted, where the lab
+    /// ends; those that are dropped instead are not.
+    fn untouched(&self, probes: &[Probe], kube_proxy: Option<KubeProxyMode>) -> Result<Vec<Observed>> {
+        let total = || self.lab.lost().map(|lost| lost.into_iter().sum::<u64>());
+        let before = total()?;
+        let mut observed = self.at_once(probes, kube_proxy)?;
+        let outside = |(probe, observed): &(&Probe, &Observed)| **observed == Observed::Untouched && self.leaves(probe.1.destination.ip());
+        let to_be_lost = probes.iter().zip(&observed).filter(outside).count();
+        if total()? - before >= to_be_lost as u64 {
+            return Ok(observed);
+        }
+        if probes.len() > 1 {
+            // Which?
+            return probes.iter().map(|probe| self.untouched(&[*probe], kube_proxy).map(|mut one| one.remove(0))).collect();
+        }
+        observed.fill(Observed::Dropped);
+        Ok(observed)
+    }
+
+    /// Whether packets to an address leave the lab if nobody translates it.
+    fn leaves(&self, ip: IpAddr) -> bool {
+        let of_host = Host::ALL.iter().any(|host| Family::ALL.iter().any(|family| host.address(*family) == ip));
+        !of_host && !ip.is_loopback() && !self.added.borrow().contains(&ip)
     }
 
     /// Carries out probes that are to be dropped. Those that are passed on instead are lost, and counted, where the lab ends.
