@@ -268,7 +268,7 @@ async fn an_update_of_one_slice_writes_only_objects_of_its_service() {
     settle().await;
     let steps = rig.kernels[0].with(|k| std::mem::take(&mut k.commits));
     let keys: Vec<String> = steps.iter().flatten().map(|step| step.key().to_string()).collect();
-    let wanted = ["slots { 10.96.0.2 . tcp . 80 . 1 }", "endpoints { 10.1.0.9 . tcp . 8080 }", "endpoints { 10.1.0.2 . tcp . 8080 }"];
+    let wanted = ["endpoints { 10.1.0.9 . tcp . 8080 }", "slots { 10.96.0.2 . tcp . 80 . 1 }", "endpoints { 10.1.0.2 . tcp . 8080 }"];
     assert_eq!(keys, wanted, "{steps:?}");
     // The same again, as a resync brings it: nothing at all.
     rig.slice("dns", &["10.1.0.9", "10.1.0.1"]).await;
