@@ -1,5 +1,7 @@
 //! Against the running kernel, each test in a network namespace of its own.
 
+mod packets;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
@@ -126,8 +128,13 @@ fn example(family: Family) -> Objects<Key, Value> {
     let node_port = Frontend::node_port(family, 30_080, Protocol::Tcp);
     objects.extend(served(node_port, "default/web:http", Masquerade::Always, &backends(family, 1, 3)));
     objects.extend(served(Frontend::node_port(family, 30_081, Protocol::Udp), "default/none", Masquerade::Never, &[]));
-    objects.extend(by_source(frontend(family, 5, Protocol::Tcp), "default/local", &backends(family, 1, 3)));
-    objects.extend(by_source(Frontend::node_port(family, 30_082, Protocol::Tcp), "default/local", &backends(family, 1, 3)));
+    objects.extend(by_source(frontend(family, 5, Protocol::Tcp), "default/local", &backends(family, 1, 3), &backends(family, 1, 2)));
+    objects.extend(by_source(
+        Frontend::node_port(family, 30_082, Protocol::Tcp),
+        "default/local",
+        &backends(family, 1, 3),
+        &backends(family, 1, 2),
+    ));
     objects.extend(sticky(frontend(family, 6, Protocol::Tcp), "default/sticky", (7, 10_800), &backends(family, 1, 2)));
     objects.extend(sticky(Frontend::node_port(family, 30_083, Protocol::Tcp), "default/sticky", (7, 10_800), &backends(family, 1, 2)));
     let restricted = frontend(family, 5, Protocol::Tcp);
@@ -155,11 +162,15 @@ fn ranges(family: Family) -> [Cidr; 5] {
     }
 }
 
-fn by_source(frontend: Frontend, label: &str, backends: &[Address]) -> Objects<Key, Value> {
+/// `externalTrafficPolicy: Local`
+fn by_source(frontend: Frontend, label: &str, cluster: &[Address], local: &[Address]) -> Objects<Key, Value> {
     let is_node_port = frontend.is_node_port();
     let class = Class::BySource { is_node_port };
     let mut objects = Objects::from([(Key::Service(frontend), Value::Service(class, label.into()))]);
-    for (pool, first) in [(Pool::Cluster, 0), (Pool::Local, LOCAL_SLOTS)] {
+    for (pool, first, backends) in [(Pool::Cluster, 0, cluster), (Pool::Local, LOCAL_SLOTS, local)] {
+        if backends.is_empty() {
+            continue;
+        }
         let target = Target { masquerade: Masquerade::Never, is_node_port, pool, pick: Pick::Even(backends.len() as u16) };
         objects.insert(Key::BySource(frontend, pool), Value::Target(target));
         objects.insert(Key::Chain(target), Value::Present);
