@@ -3,7 +3,12 @@
 //! Nothing is written before Services and EndpointSlices have both been listed once (SYNC-01); from then on, whatever has arrived
 //! goes in as one change.
 
+mod drift;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use proxy_core::cluster::Kind;
@@ -14,8 +19,11 @@ use tokio::sync::mpsc::Receiver;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
-use crate::programmer::Programmer;
+use crate::dataplane::Alarm;
+use crate::programmer::{Programmer, Round};
 use crate::source::Event;
+pub use drift::Repairs;
+use drift::Watch;
 
 /// How long packets may still be on their way through what went out of use: they pass in microseconds.
 const SWEEP_AFTER: Duration = Duration::from_secs(1);
@@ -31,6 +39,9 @@ pub struct Agent {
     listed: BTreeSet<Kind>,
     reporter: Reporter,
     synced: bool,
+    alarm: Alarm,
+    repairs: Arc<Repairs>,
+    once_filled: Option<Box<dyn FnOnce() + Send>>,
 }
 
 /// One dataplane, and when to come back to it.
@@ -43,26 +54,41 @@ struct Slot {
     pause: Duration,
     /// The last call failed as a whole: the retry starts from what the kernel holds and covers every change until then.
     down: bool,
+    /// When it is looked at because somebody else has changed something.
+    watch: Watch,
 }
 
 impl Agent {
-    /// Dataplanes fail and recover independently of each other.
-    pub fn new(programmers: Vec<Box<dyn Programmer>>) -> Self {
-        let slot = |programmer| Slot { programmer, sweep: None, retry: None, pause: RETRY.0, down: false };
+    /// Dataplanes fail and recover independently of each other. The alarm is the one that they ring.
+    pub fn new(programmers: Vec<Box<dyn Programmer>>, alarm: Alarm) -> Self {
+        let slot = |programmer| Slot { programmer, sweep: None, retry: None, pause: RETRY.0, down: false, watch: Watch::default() };
         Self {
             forwarding: Forwarding::default(),
             programmers: programmers.into_iter().map(slot).collect(),
             listed: BTreeSet::new(),
             reporter: Reporter::default(),
             synced: false,
+            alarm,
+            repairs: Arc::default(),
+            once_filled: None,
         }
+    }
+
+    /// Has something done as soon as everything that is wanted is in place, in all dataplanes.
+    pub fn once_filled(&mut self, action: impl FnOnce() + Send + 'static) {
+        self.once_filled = Some(Box::new(action));
+    }
+
+    /// What has been repaired, for metrics.
+    pub fn repairs(&self) -> Arc<Repairs> {
+        Arc::clone(&self.repairs)
     }
 
     /// Runs until the sources are gone. The kernel keeps what it holds then (SYNC-13).
     pub async fn run(mut self, mut events: Receiver<Event>) {
         let mut batch = Vec::with_capacity(AT_ONCE);
         loop {
-            let due = self.programmers.iter().flat_map(|p| [p.retry, p.sweep.map(|(at, _)| at)]).flatten().min();
+            let due = self.programmers.iter().flat_map(|p| [p.retry, p.sweep.map(|(at, _)| at), p.watch.due()]).flatten().min();
             let timer = async {
                 match due {
                     Some(at) => sleep_until(at).await,
@@ -79,7 +105,11 @@ impl Agent {
                     }
                     self.sync();
                 }
+                () = self.alarm.notified() => self.hear(Instant::now()),
                 () = timer => self.come_back(Instant::now()),
+            }
+            if let Some(action) = self.once_filled.take_if(|_| self.synced && self.programmers.iter().all(|p| p.programmer.is_filled())) {
+                action();
             }
         }
     }
@@ -122,9 +152,21 @@ impl Agent {
         }
     }
 
+    /// Somebody else has changed something. Before the first sync there is nothing to repair.
+    fn hear(&mut self, now: Instant) {
+        for slot in self.programmers.iter_mut().filter(|_| self.synced) {
+            if slot.programmer.is_disturbed() {
+                slot.watch.disturbed(now);
+            }
+        }
+    }
+
     /// Does what its time has come for.
     fn come_back(&mut self, now: Instant) {
         for slot in &mut self.programmers {
+            if slot.watch.take(now) {
+                slot.verify(&self.forwarding, &self.repairs, now);
+            }
             if slot.retry.is_some_and(|at| at <= now) {
                 slot.sync(&self.forwarding, &BTreeSet::new(), true);
             }
@@ -141,25 +183,42 @@ impl Agent {
 impl Slot {
     fn sync(&mut self, forwarding: &Forwarding, touched: &BTreeSet<ObjectName>, retry: bool) {
         match self.programmer.sync(forwarding, touched, retry) {
-            Ok(round) => {
-                self.down = false;
-                if let Some(before) = round.sweep {
-                    // An earlier round's turn comes first, and takes only its own.
-                    self.sweep.get_or_insert((Instant::now() + SWEEP_AFTER, before));
-                }
-                if round.refused == 0 {
-                    (self.retry, self.pause) = (None, RETRY.0);
-                } else if retry || self.retry.is_none() {
-                    self.try_again();
-                }
+            Ok(round) => self.done(round, retry),
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    fn verify(&mut self, forwarding: &Forwarding, repairs: &Repairs, now: Instant) {
+        // Rounds may be counted anew; what lingers then waits once more.
+        self.sweep = None;
+        self.watch.looked(now, self.programmer.name());
+        match self.programmer.verify(forwarding) {
+            Ok(repair) => {
+                repairs.add(repair.objects);
+                self.done(repair.round, false);
             }
             Err(error) => self.failed(&error),
+        }
+    }
+
+    fn done(&mut self, round: Round, retry: bool) {
+        self.down = false;
+        if let Some(before) = round.sweep {
+            // An earlier round's turn comes first, and takes only its own.
+            self.sweep.get_or_insert((Instant::now() + SWEEP_AFTER, before));
+        }
+        if round.refused == 0 {
+            (self.retry, self.pause) = (None, RETRY.0);
+        } else if retry || self.retry.is_none() {
+            self.try_again();
         }
     }
 
     fn failed(&mut self, error: &anyhow::Error) {
         error!(dataplane = self.programmer.name(), "{error:#}; trying again in {:?}", self.pause);
         self.down = true;
+        // The next start counts rounds anew.
+        self.sweep = None;
         self.try_again();
     }
 
@@ -211,6 +270,3 @@ impl Reporter {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

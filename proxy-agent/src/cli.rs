@@ -10,7 +10,8 @@ use tracing::info;
 
 use crate::agent::Agent;
 use crate::bpf::{BpfMaps, BpfOptions};
-use crate::{dump, log, modes, source};
+use crate::dataplane::Alarm;
+use crate::{coexist, dump, log, modes, source};
 
 /// A Kubernetes Service proxy: programs the kernel so that connections to a Service reach its endpoints.
 #[derive(Debug, Parser)]
@@ -27,7 +28,7 @@ enum Command {
     /// Show what is programmed, read back from the kernel; no agent need be running
     Dump(DumpArgs),
     /// Remove everything of ours from this node, of every mode
-    Cleanup(Place),
+    Cleanup(CleanupArgs),
 }
 
 /// How the kernel is programmed.
@@ -72,6 +73,18 @@ struct RunArgs {
     /// Serve the processes in this cgroup (default: all, the root of the cgroup v2 hierarchy)
     #[arg(long, value_name = "DIR")]
     cgroup: Option<PathBuf>,
+    /// Remove the rules that kube-proxy has left, once ours are in place (default: only report them)
+    #[arg(long)]
+    remove_kube_proxy_rules: bool,
+}
+
+#[derive(Debug, Args)]
+struct CleanupArgs {
+    #[command(flatten)]
+    place: Place,
+    /// Remove what kube-proxy has left instead: its nftables tables, and its chains in those of iptables (not legacy ones)
+    #[arg(long)]
+    kube_proxy: bool,
 }
 
 #[derive(Debug, Args)]
@@ -113,8 +126,11 @@ pub fn main(cli: Cli) -> anyhow::Result<()> {
             print!("{}", dump::render(found, args.service.as_deref(), args.output)?);
             Ok(())
         }
-        Command::Cleanup(place) => {
+        Command::Cleanup(CleanupArgs { place, kube_proxy }) => {
             log::start(place.log_format, &place.log_level)?;
+            if kube_proxy {
+                return coexist::remove();
+            }
             BpfMaps::remove_pinned(&place.bpf(None))?;
             modes::remove_nftables()
         }
@@ -131,7 +147,12 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
         Some(dir) => tokio::spawn(source::manifests::watch(dir, sender)),
         None => tokio::spawn(source::kube::watch(source::kube::KubeConfig { kubeconfig: args.kubeconfig, server: args.master }, sender)),
     };
-    let agent = Agent::new(modes::programmers(args.proxy_mode, args.place.bpf(args.cgroup))?);
+    let alarm = Alarm::default();
+    let mut agent = Agent::new(modes::programmers(args.proxy_mode, args.place.bpf(args.cgroup), &alarm)?, alarm);
+    let found = tokio::task::spawn_blocking(coexist::look).await.context("looking for a kube-proxy")?;
+    let remove = args.remove_kube_proxy_rules;
+    found.report(remove);
+    agent.once_filled(move || drop(tokio::spawn(coexist::migrate(found, remove))));
     let agent = tokio::spawn(agent.run(events));
     tokio::select! {
         _ = terminate.recv() => {}

@@ -1,8 +1,13 @@
 //! The kernel seam: two words, observe and commit, for every mechanism.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use proxy_core::lower::{Lowering, ObjectsOf, StepOf};
+use tokio::sync::Notify;
+
+/// Rings in the agent's loop when somebody else has changed what a kernel holds.
+pub type Alarm = Arc<Notify>;
 
 /// The objects that the kernel refused, each with the reason: errno in words, and what to do where that is known.
 pub type Refused<L> = BTreeMap<<L as Lowering>::Key, String>;
@@ -21,6 +26,12 @@ pub trait Dataplane: Send {
     /// Everything that is wanted is in place for the first time: what served until then, of another layout, may go.
     fn filled(&mut self) -> anyhow::Result<()> {
         Ok(())
+    }
+
+    /// Who else has changed what the kernel holds since this was last asked, in words; empty if nobody has as far as is known. What
+    /// this dataplane has an [`Alarm`] for rings it.
+    fn disturbed_by(&mut self) -> Vec<String> {
+        Vec::new()
     }
 
     /// Leaves no trace.

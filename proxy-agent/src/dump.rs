@@ -1,11 +1,13 @@
 //! Shows what is programmed.
 
 use std::fmt::Write;
+use std::net::SocketAddr;
 
 use anyhow::{Context, ensure};
 use clap::ValueEnum;
 use proxy_core::model::Address;
-use proxy_core::view::ServiceView;
+use proxy_core::route::{Pool, Treatment};
+use proxy_core::view::{FrontendView, PortView, ServiceView, To};
 use serde::Serialize;
 
 use crate::cli::Mode;
@@ -65,17 +67,29 @@ fn table(dataplanes: &[Dataplane]) -> String {
     if dataplanes.is_empty() {
         return "nothing is programmed on this node\n".into();
     }
-    let mut rows = vec![["MODE", "NAMESPACE", "SERVICE", "PORT", "PROTOCOL", "FRONTENDS", "BACKENDS"].map(String::from)];
+    let head = ["DATAPLANE", "NAMESPACE", "SERVICE", "PORT", "PROTOCOL", "FRONTEND", "TO", "BACKENDS"];
+    let mut rows = vec![head.map(String::from)];
     for dataplane in dataplanes {
-        for view in &dataplane.services {
-            let port = if view.port.is_empty() { "-".into() } else { view.port.clone() };
-            let backends = if view.backends.is_empty() { "none (refused)".into() } else { list(&view.backends) };
-            let names = [dataplane.mode.into(), view.namespace.clone(), view.service.clone(), port, view.protocol.clone()];
-            let [mode, namespace, service, port, protocol] = names;
-            rows.push([mode, namespace, service, port, protocol, list(&view.frontends), backends]);
+        for service in &dataplane.services {
+            let ServiceView { namespace, service, port, protocol, view } = service;
+            for frontend in &view.frontends {
+                let [namespace, service, protocol] = [namespace, service, protocol].map(String::clone);
+                let port = if port.is_empty() { "-".into() } else { port.clone() };
+                let address = address(frontend);
+                rows.push([
+                    dataplane.mode.into(),
+                    namespace,
+                    service,
+                    port,
+                    protocol,
+                    address,
+                    to(frontend, view),
+                    backends(frontend, view),
+                ]);
+            }
         }
     }
-    let widths: Vec<usize> = (0..7).map(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0)).collect();
+    let widths: Vec<usize> = (0..head.len()).map(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0)).collect();
     let mut text = String::new();
     for row in &rows {
         let mut line = String::new();
@@ -89,6 +103,32 @@ fn table(dataplanes: &[Dataplane]) -> String {
     text
 }
 
-fn list(addresses: &[Address]) -> String {
-    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+/// A NodePort is on whatever addresses the node serves NodePorts.
+fn address(frontend: &FrontendView) -> String {
+    match (frontend.ip.is_unspecified(), frontend.ip.is_ipv4()) {
+        (false, _) => SocketAddr::new(frontend.ip, frontend.port).to_string(),
+        (true, true) => format!("node (IPv4):{}", frontend.port),
+        (true, false) => format!("node (IPv6):{}", frontend.port),
+    }
+}
+
+/// What the frontend does with whose packets.
+fn to(frontend: &FrontendView, view: &PortView) -> String {
+    let from = |sources: &Vec<String>| if sources.is_empty() { "nobody".into() } else { sources.join(" ") };
+    let sources = frontend.sources.as_ref().map(|sources| format!("; only from {}", from(sources)));
+    let affinity = view.affinity.map(|seconds| format!("; sticky for {seconds} s"));
+    [Some(frontend.to.to_string()), affinity, sources].into_iter().flatten().collect()
+}
+
+/// Where its packets may go.
+fn backends(frontend: &FrontendView, view: &PortView) -> String {
+    let list = |addresses: &[Address]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let local = || if view.local.is_empty() { "none (dropped)".into() } else { list(&view.local) };
+    match frontend.to {
+        To::Packets(Treatment::Rejected) | To::SocketsRefused => "none (refused)".into(),
+        To::Packets(Treatment::Dropped) => "none (dropped)".into(),
+        To::Packets(Treatment::BySource) => format!("{} for pods and the node, {} for others", list(&view.backends), local()),
+        To::Packets(Treatment::To(Pool::Local, _)) => local(),
+        To::Packets(Treatment::To(Pool::Cluster, _)) | To::Sockets => list(&view.backends),
+    }
 }

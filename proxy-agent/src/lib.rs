@@ -3,8 +3,10 @@
 pub mod agent;
 pub mod bpf;
 pub mod cli;
+pub mod coexist;
 pub mod dataplane;
 pub mod dump;
+pub mod host;
 pub mod log;
 pub mod modes;
 pub mod nft;

@@ -5,31 +5,36 @@ use proxy_core::lower::Lowering;
 use proxy_core::lower::bpf::Bpf;
 use proxy_core::lower::nft::Nft;
 use proxy_core::model::Family;
+use proxy_core::settings::Settings;
 use proxy_core::view::ServiceView;
 
 use crate::bpf::{BpfMaps, BpfOptions};
 use crate::cli::Mode;
-use crate::dataplane::Dataplane;
-use crate::nft::{self, NftTable};
+use crate::dataplane::{Alarm, Dataplane};
+use crate::nft::{self, Monitor, NftTable};
 use crate::programmer::{Programmed, Programmer};
 
-/// The dataplanes of a mode, ready to be programmed.
+/// The dataplanes of a mode, ready to be programmed. To be called in a runtime: they ring the alarm.
 ///
 /// # Errors
 ///
 /// This host cannot run the mode.
-pub fn programmers(mode: Mode, bpf: BpfOptions) -> anyhow::Result<Vec<Box<dyn Programmer>>> {
-    match mode {
-        Mode::Ebpf => Ok(vec![Box::new(Programmed::new("ebpf", BpfMaps::start(bpf)?, || Bpf))]),
-        Mode::Nftables => {
-            let v4 = Programmed::new("nftables IPv4", NftTable::open(Family::V4)?, || Nft { family: Family::V4 });
-            let v6 = Programmed::new("nftables IPv6", NftTable::open(Family::V6)?, || Nft { family: Family::V6 });
-            Ok(vec![Box::new(v4), Box::new(v6)])
-        }
+pub fn programmers(mode: Mode, bpf: BpfOptions, settings: &Settings, alarm: &Alarm) -> anyhow::Result<Vec<Box<dyn Programmer>>> {
+    let monitor = Monitor::start(alarm)?;
+    let mut programmers: Vec<Box<dyn Programmer>> = Vec::new();
+    if mode == Mode::Ebpf {
+        programmers.push(Box::new(Programmed::new("ebpf", BpfMaps::start(bpf)?, Bpf)));
     }
+    // Beside eBPF's sockets too: they leave to packets what depends on packets, and who sends past them.
+    for family in Family::ALL {
+        let table = NftTable::open(Nft::new(family, settings))?.watched(&monitor)?;
+        let lowering = table.lowering();
+        programmers.push(Box::new(Programmed::new(format!("nftables {family}"), table, lowering)));
+    }
+    Ok(programmers)
 }
 
-/// What the kernel holds, by mode: of the mode that was asked for, else of each that it holds anything of.
+/// What the kernel holds, by dataplane: of those of the mode that was asked for, else of each that it holds anything of.
 ///
 /// # Errors
 ///
@@ -40,18 +45,17 @@ pub fn observe(asked: Option<Mode>, bpf: BpfOptions) -> anyhow::Result<Vec<(Mode
         let objects = BpfMaps::open_pinned(bpf).and_then(|maps| maps.map(|mut maps| maps.observe()).transpose()).context("ebpf")?;
         found.extend(objects.map(|objects| (Mode::Ebpf, Bpf::view(&objects))));
     }
-    if asked != Some(Mode::Ebpf) {
-        let mut there = false;
-        let mut views = Vec::new();
-        for family in Family::ALL {
-            let objects = NftTable::open(family)?.observe().with_context(|| format!("nftables {family}"))?;
-            there |= !objects.is_empty();
-            views.extend(Nft::view(&objects));
-        }
-        views.sort();
-        if there {
-            found.push((Mode::Nftables, views));
-        }
+    let tables = Family::ALL.map(|family| nft::read(family).with_context(|| format!("nftables {family}")));
+    let mut views = Vec::new();
+    let mut there = false;
+    for objects in tables {
+        let objects = objects?;
+        there |= !objects.is_empty();
+        views.extend(Nft::view(&objects));
+    }
+    views.sort();
+    if there {
+        found.push((Mode::Nftables, views));
     }
     Ok(found)
 }

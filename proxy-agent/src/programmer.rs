@@ -2,20 +2,25 @@
 //! known.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::time::Instant;
 
 use anyhow::Context;
 use proxy_core::forward::Forwarding;
-use proxy_core::lower::StepOf;
+use proxy_core::lower::{ObjectsOf, StepOf};
 use proxy_core::model::ObjectName;
 use proxy_core::plan::Plan;
-use tracing::{debug, error, info, trace};
+use tracing::{debug, error, info, trace, warn};
 
 use crate::dataplane::{Dataplane, Refused};
 
 /// So many Services are taken in and committed at once at the start: what is on its way to the kernel takes memory, and the first
 /// ones need not wait for the last.
 const AT_ONCE: usize = 1024;
+
+/// So many objects are named in a report. Who wants an object takes a walk over all: a full map must not turn into hours of
+/// reporting.
+const DETAILED: usize = 10;
 
 /// What a round left to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -24,6 +29,15 @@ pub struct Round {
     pub refused: usize,
     /// What went out of use before this round may be swept once packets on their way have passed.
     pub sweep: Option<u64>,
+}
+
+/// What a look at the kernel has shown and led to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Repair {
+    /// Objects that were not as they had been left.
+    pub objects: usize,
+    /// What is left to do.
+    pub round: Round,
 }
 
 /// What the event loop knows of a dataplane.
@@ -42,30 +56,73 @@ pub trait Programmer: Send {
     /// Deletes what went out of use before `round`. Returns the round before which what is left may be swept later, if anything is.
     /// Errors as in [`sync`](Self::sync).
     fn sweep(&mut self, round: u64) -> anyhow::Result<Option<u64>>;
+
+    /// Whether everything that is wanted has been in place.
+    fn is_filled(&self) -> bool;
+
+    /// Whether somebody else has changed something since the kernel was last read.
+    fn is_disturbed(&mut self) -> bool;
+
+    /// Reads back what the kernel holds and repairs what somebody else has broken, and nothing else. Errors as in
+    /// [`sync`](Self::sync).
+    fn verify(&mut self, forwarding: &Forwarding) -> anyhow::Result<Repair>;
 }
 
 /// A dataplane with its plan; without one where what the kernel holds is not known.
 pub struct Programmed<D: Dataplane> {
     name: String,
     dataplane: D,
-    lowering: fn() -> D::L,
+    lowering: D::L,
     plan: Option<Plan<D::L>>,
     /// The reasons that were reported, so that each is reported once.
     reported: Refused<D::L>,
     /// Everything that is wanted has been in place.
     filled: bool,
+    /// Who else has changed something since the kernel was last read.
+    disturbed_by: Vec<String>,
+    /// What a start writes.
+    written: Listed,
+}
+
+/// Objects, of which the first are named.
+#[derive(Default)]
+struct Listed {
+    count: usize,
+    first: Vec<String>,
+}
+
+impl Listed {
+    fn add<K: Display>(&mut self, keys: impl ExactSizeIterator<Item = K>) {
+        self.count += keys.len();
+        self.first.extend(keys.take(DETAILED.saturating_sub(self.first.len())).map(|key| key.to_string()));
+    }
 }
 
 impl<D: Dataplane> Programmed<D> {
     /// Nothing is read or written yet.
-    pub fn new(name: impl Into<String>, dataplane: D, lowering: fn() -> D::L) -> Self {
-        Self { name: name.into(), dataplane, lowering, plan: None, reported: BTreeMap::new(), filled: false }
+    pub fn new(name: impl Into<String>, dataplane: D, lowering: D::L) -> Self {
+        Self {
+            name: name.into(),
+            dataplane,
+            lowering,
+            plan: None,
+            reported: BTreeMap::new(),
+            filled: false,
+            disturbed_by: Vec::new(),
+            written: Listed::default(),
+        }
+    }
+
+    /// Everything of ours that the kernel holds. Who changed something before is of no more interest.
+    fn observe(&mut self) -> anyhow::Result<ObjectsOf<D::L>> {
+        self.is_disturbed();
+        self.disturbed_by.clear();
+        self.dataplane.observe().with_context(|| format!("{}: cannot be read back", self.name))
     }
 
     /// Brings the kernel in line for the first time, or after it is not known what it holds.
-    fn start(&mut self, forwarding: &Forwarding) -> anyhow::Result<()> {
-        let observed = self.dataplane.observe().with_context(|| format!("{}: cannot be read back", self.name))?;
-        let plan = self.plan.insert(Plan::new((self.lowering)(), observed));
+    fn start(&mut self, forwarding: &Forwarding, observed: ObjectsOf<D::L>) -> anyhow::Result<()> {
+        let plan = self.plan.insert(Plan::new(self.lowering.clone(), observed, forwarding));
         let mut names: Vec<&ObjectName> = forwarding.services().collect();
         names.sort_unstable_by_key(|name| (rank(name), *name));
         let at_once = if plan.is_gradual() { AT_ONCE } else { usize::MAX };
@@ -94,6 +151,7 @@ impl<D: Dataplane> Programmed<D> {
         let start = Instant::now();
         match self.dataplane.commit(steps) {
             Ok(refused) => {
+                self.written.add(steps.iter().map(StepOf::<D::L>::key));
                 // The benchmark harness reads this line.
                 let micros = start.elapsed().as_micros() as u64;
                 debug!(dataplane = %self.name, steps = steps.len(), refused = refused.len(), micros, "committed");
@@ -109,6 +167,22 @@ impl<D: Dataplane> Programmed<D> {
         }
     }
 
+    /// What is left to do after a commit.
+    fn round(&mut self, refused_before: usize) -> anyhow::Result<Round> {
+        let Some(plan) = &mut self.plan else { return Ok(Round::default()) };
+        let refused = plan.ledger().refused();
+        self.reported.retain(|key, _| refused.contains(key));
+        let refused = refused.len();
+        if refused_before > 0 && refused == 0 {
+            info!(dataplane = %self.name, "all that the kernel refused is in place or no longer wanted");
+        }
+        if refused == 0 && !self.filled {
+            self.dataplane.filled().with_context(|| self.name.clone())?;
+            self.filled = true;
+        }
+        Ok(Round { refused, sweep: self.sweepable() })
+    }
+
     fn sweepable(&mut self) -> Option<u64> {
         let ledger = self.plan.as_mut()?.ledger();
         ledger.has_lingering().then(|| ledger.round())
@@ -116,8 +190,6 @@ impl<D: Dataplane> Programmed<D> {
 
     fn report(&mut self, refused: Refused<D::L>) {
         let Some(plan) = &mut self.plan else { return };
-        // Each owner costs a walk over all: a full map must not turn into hours of reporting.
-        const DETAILED: usize = 10;
         let fresh: Vec<_> = refused.into_iter().filter(|(key, why)| self.reported.get(key) != Some(why)).collect();
         let detailed = DETAILED.saturating_sub(self.reported.len()).min(fresh.len());
         for (key, why) in &fresh[..detailed] {
@@ -151,7 +223,10 @@ impl<D: Dataplane> Programmer for Programmed<D> {
             debug!(dataplane = %self.name, "trying again what the kernel refused");
         }
         match &mut self.plan {
-            None => self.start(forwarding)?,
+            None => {
+                let observed = self.observe()?;
+                self.start(forwarding, observed)?;
+            }
             Some(_) => self.commit(|plan| {
                 plan.update(touched, forwarding);
                 if retry {
@@ -159,18 +234,7 @@ impl<D: Dataplane> Programmer for Programmed<D> {
                 }
             })?,
         }
-        let Some(plan) = &mut self.plan else { return Ok(Round::default()) };
-        let refused = plan.ledger().refused();
-        self.reported.retain(|key, _| refused.contains(key));
-        let refused = refused.len();
-        if refused_before > 0 && refused == 0 {
-            info!(dataplane = %self.name, "all that the kernel refused is in place or no longer wanted");
-        }
-        if refused == 0 && !self.filled {
-            self.dataplane.filled().with_context(|| self.name.clone())?;
-            self.filled = true;
-        }
-        Ok(Round { refused, sweep: self.sweepable() })
+        self.round(refused_before)
     }
 
     fn sweep(&mut self, round: u64) -> anyhow::Result<Option<u64>> {
@@ -181,5 +245,47 @@ impl<D: Dataplane> Programmer for Programmed<D> {
             self.carry_out(&steps)?;
         }
         Ok(self.sweepable())
+    }
+
+    fn is_filled(&self) -> bool {
+        self.filled
+    }
+
+    fn is_disturbed(&mut self) -> bool {
+        for name in self.dataplane.disturbed_by() {
+            if self.disturbed_by.len() < DETAILED && !self.disturbed_by.contains(&name) {
+                self.disturbed_by.push(name);
+            }
+        }
+        !self.disturbed_by.is_empty()
+    }
+
+    fn verify(&mut self, forwarding: &Forwarding) -> anyhow::Result<Repair> {
+        self.is_disturbed();
+        let by = self.disturbed_by.join(", ");
+        let refused_before = self.reported.len();
+        let observed = self.observe()?;
+        let broken = match &mut self.plan {
+            // All is gone, or it was not known what there was: first things first.
+            plan if observed.is_empty() || plan.is_none() => {
+                self.written = Listed::default();
+                self.start(forwarding, observed)?;
+                std::mem::take(&mut self.written)
+            }
+            Some(plan) => {
+                let mut broken = Listed::default();
+                broken.add(plan.correct(observed).iter());
+                self.commit(|_| ())?;
+                broken
+            }
+            None => Listed::default(),
+        };
+        if broken.count == 0 {
+            debug!(dataplane = %self.name, by, "somebody else changed something, and nothing is broken");
+        } else {
+            let first = broken.first.join(", ");
+            warn!(dataplane = %self.name, by, objects = broken.count, first, "somebody else changed what is programmed: it is repaired");
+        }
+        Ok(Repair { objects: broken.count, round: self.round(refused_before)? })
     }
 }

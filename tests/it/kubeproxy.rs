@@ -31,7 +31,10 @@ fn every_scenario(mode: KubeProxyMode) {
     }
     let mut reference = Reference::new(mode).unwrap_or_else(|error| panic!("{mode}: {error:?}"));
     let (mut failures, mut ran, mut not_run) = (Vec::new(), 0, 0);
-    for scenario in scenarios() {
+    let mut scenarios = scenario::chosen().unwrap_or_else(|error| panic!("{error:#}"));
+    // kube-proxy starts anew for another configuration.
+    scenarios.sort_by(|a, b| a.config.cmp(&b.config));
+    for scenario in scenarios {
         let start = Instant::now();
         if let KubeProxy::NotRun(reason) = &scenario.kube_proxy {
             println!("{scenario}: not run: {reason}");

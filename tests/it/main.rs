@@ -1,6 +1,9 @@
 //! All integration tests, in one binary.
 
+mod behaviours;
 mod bench;
+mod coexist;
+mod drift;
 mod e2e;
 mod kubeproxy;
 mod node;

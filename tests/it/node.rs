@@ -16,16 +16,17 @@ use tempfile::TempDir;
 const WEB: &str = "10.96.0.10:80";
 const DNS: &str = "10.96.0.53:53";
 
-struct Rig {
-    lab: Lab,
-    agent: Agent,
+/// A lab with an agent on its node1.
+pub(crate) struct Rig {
+    pub(crate) lab: Lab,
+    pub(crate) agent: Agent,
     dir: TempDir,
     mode: Mode,
 }
 
 impl Rig {
     /// A lab whose node1 serves `web` (TCP: b1, a2, b2) and `dns` (UDP: a2, b2).
-    fn new(mode: Mode) -> Result<Self> {
+    pub(crate) fn new(mode: Mode) -> Result<Self> {
         let lab = Lab::new(LabOptions::default())?;
         let dir = tempfile::tempdir()?;
         let agent = Agent::new(1, mode, Source::Manifests(dir.path().to_path_buf()))?;
@@ -39,11 +40,11 @@ impl Rig {
         Ok(rig)
     }
 
-    fn write(&self, name: &str, text: &str) -> Result<()> {
+    pub(crate) fn write(&self, name: &str, text: &str) -> Result<()> {
         save(&self.dir.path().join(name), text)
     }
 
-    fn reaches(&self, to: &str, pods: &[&str]) -> Result<()> {
+    pub(crate) fn reaches(&self, to: &str, pods: &[&str]) -> Result<()> {
         let result = ["a1", "node1"].into_iter().try_for_each(|from| expect::reaches(&self.lab, from, to, pods));
         result.with_context(|| {
             format!("{}: {}\nprogrammed: {:#}", self.mode, self.agent.tail(), self.agent.dump(&self.lab).unwrap_or_default())

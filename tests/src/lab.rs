@@ -34,7 +34,8 @@ mod tests;
 mod wait;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -342,6 +343,18 @@ impl Lab {
     /// Runs a function in the namespace of `node1`, `client`, a pod, in a thread of its own.
     pub fn inside<T: Send>(&self, place: &str, function: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         netns::inside(&format!("{}-{place}", self.name), function)
+    }
+
+    /// What a server at a port of loopback in such a namespace answers to a GET.
+    pub fn http_get(&self, place: &str, port: u16, path: &str) -> Result<String> {
+        self.inside(place, || {
+            let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+            write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            Ok(text)
+        })
+        .with_context(|| format!("http://127.0.0.1:{port}{path} on {place}"))
     }
 
     /// Runs a program to its end in a node's namespace and its host's control group.

@@ -24,6 +24,8 @@ pub enum Proto {
     Udp,
     /// SCTP, one-to-one style; `EPROTONOSUPPORT` where the kernel has none.
     Sctp,
+    /// ICMP echo requests, of the destination's family; the port of a source is their identifier, that of a destination nothing.
+    Icmp,
 }
 
 impl fmt::Display for Proto {
@@ -32,6 +34,7 @@ impl fmt::Display for Proto {
             Proto::Tcp => "tcp",
             Proto::Udp => "udp",
             Proto::Sctp => "sctp",
+            Proto::Icmp => "icmp",
         })
     }
 }
@@ -200,6 +203,8 @@ pub struct Traffic {
 pub struct Counts {
     /// Answers by the address that answered.
     pub servers: BTreeMap<SocketAddr, u64>,
+    /// Answers by where the answering socket saw the probe come from.
+    pub sources: BTreeMap<IpAddr, u64>,
     /// Refused ones.
     pub refused: u64,
     /// Those without an answer.
@@ -212,7 +217,10 @@ impl Counts {
     /// Counts one outcome.
     pub fn add(&mut self, outcome: &Outcome) {
         match outcome {
-            Outcome::Ok(answer) => *self.servers.entry(answer.server).or_default() += 1,
+            Outcome::Ok(answer) => {
+                *self.servers.entry(answer.server).or_default() += 1;
+                *self.sources.entry(answer.seen_source.ip().to_canonical()).or_default() += 1;
+            }
             Outcome::Refused => self.refused += 1,
             Outcome::Timeout => self.timeouts += 1,
             Outcome::Error(errno) => *self.errors.entry(errno.clone()).or_default() += 1,

@@ -1,7 +1,7 @@
 //! Probes: a socket, a line sent over it, the answer to that line.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,9 @@ enum Socket {
     /// TCP and SCTP, and what has been read beyond the last answer.
     Stream(TcpStream, Vec<u8>),
     Connected(UdpSocket),
+    /// For ICMP echo requests: as for datagrams, but that their header is ours to write and to read. It is connected to that address,
+    /// which it does not tell, because there is no port.
+    Ping(UdpSocket, IpAddr),
     /// With the destination unless another is given.
     Unconnected(UdpSocket, Option<SocketAddr>),
 }
@@ -45,6 +48,7 @@ impl Session {
         let socket = match connect.proto {
             Proto::Udp if unconnected => Socket::Unconnected(blocking(UdpSocket::from(fd))?, Some(connect.dst)),
             Proto::Udp => Socket::Connected(blocking(UdpSocket::from(fd))?),
+            Proto::Icmp => Socket::Ping(blocking(UdpSocket::from(fd))?, connect.dst.ip()),
             Proto::Tcp | Proto::Sctp => {
                 let stream = TcpStream::from(fd);
                 stream.set_nonblocking(false)?;
@@ -68,6 +72,7 @@ impl Session {
         let answer = match &mut self.socket {
             Socket::Stream(stream, read) => echo_stream(stream, read, &token, deadline),
             Socket::Connected(socket) => echo_udp(socket, None, &token, deadline),
+            Socket::Ping(socket, peer) => echo_icmp(socket, *peer, &token, deadline),
             Socket::Unconnected(socket, default) => match dst.or(*default) {
                 Some(dst) => echo_udp(socket, Some(dst), &token, deadline),
                 None => Err(Errno::EDESTADDRREQ.into()),
@@ -80,7 +85,7 @@ impl Session {
 /// A socket of the destination's family, bound to the source if there is one, not blocking.
 fn open(dst: SocketAddr, proto: Proto, source: Option<SocketAddr>) -> io::Result<OwnedFd> {
     let fd = new_socket(dst, proto, SockFlag::SOCK_NONBLOCK)?;
-    if proto == Proto::Udp {
+    if matches!(proto, Proto::Udp | Proto::Icmp) {
         // Without these an unconnected socket is not told of ICMP errors. An IPv6 socket can send IPv4 too, an IPv4 socket
         // has no IPv6 option.
         let _ = socket::setsockopt(&fd, sockopt::Ipv4RecvErr, &true);
@@ -100,6 +105,8 @@ pub(crate) fn new_socket(address: SocketAddr, proto: Proto, flags: SockFlag) -> 
         Proto::Tcp => (SockType::Stream, SockProtocol::Tcp),
         Proto::Udp => (SockType::Datagram, SockProtocol::Udp),
         Proto::Sctp => (SockType::Stream, SockProtocol::Sctp),
+        Proto::Icmp if address.is_ipv4() => (SockType::Datagram, SockProtocol::Icmp),
+        Proto::Icmp => (SockType::Datagram, SockProtocol::IcmpV6),
     };
     Ok(socket::socket(family, kind, flags | SockFlag::SOCK_CLOEXEC, protocol)?)
 }
@@ -161,6 +168,27 @@ fn echo_udp(socket: &UdpSocket, dst: Option<SocketAddr>, token: &str, deadline: 
         let echoed: Echoed = serde_json::from_slice(&buffer[..length])?;
         if echoed.token == token {
             return Ok(answer(echoed, socket.local_addr()?, socket.peer_addr().ok(), Some(from)));
+        }
+    }
+}
+
+/// The kernel fills in the checksum and the identifier, and keeps to itself what is of another identifier.
+fn echo_icmp(socket: &UdpSocket, peer: IpAddr, token: &str, deadline: Instant) -> io::Result<Answer> {
+    const HEADER: usize = 8;
+    let local = socket.local_addr()?;
+    let (request, reply) = if peer.is_ipv4() { (8, 0) } else { (128, 129) };
+    socket.take_error()?;
+    let mut packet = [0; HEADER].to_vec();
+    packet[0] = request;
+    packet.extend_from_slice(token.as_bytes());
+    socket.send(&packet)?;
+    loop {
+        socket.set_read_timeout(Some(left(deadline)?))?;
+        let mut buffer = [0; 1024];
+        let (length, from) = socket.recv_from(&mut buffer)?;
+        if buffer[0] == reply && buffer.get(HEADER..length) == Some(token.as_bytes()) {
+            let server = SocketAddr::new(from.ip(), 0);
+            return Ok(Answer { name: String::new(), server, seen_source: local, local, peer: Some(server), reply_source: Some(from) });
         }
     }
 }

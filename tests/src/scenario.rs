@@ -21,16 +21,36 @@
 //! | section | what it does |
 //! |---|---|
 //! | `apply` | adds or alters the objects of its YAML documents, which lines of exactly `---` separate |
-//! | `delete` | deletes objects, one `service NS/NAME` or `endpointslice NS/NAME` per line |
+//! | `delete` | deletes objects: `service NS/NAME`, `endpointslice NS/NAME`, `node NAME` or `servicecidr NAME`, one per line |
+//! | `address` | gives node1 an address more, on `lo`, or takes it away: `add 10.0.0.7`, `remove 10.0.0.7` |
+//! | `wait 4s` | lets that much time pass, where time passes by itself |
 //! | `restart` | ends the agent and starts it again |
 //! | `kill` | ends the agent as a crash would; what is expected and applied until `start` meets no agent |
 //! | `start` | starts the agent again |
 //! | `expect` | what becomes of new connections and datagrams |
 //!
-//! An expectation names who sends (hosts of the [lab](crate::lab)), to what, and what becomes of it: `refused`, `untouched` (no
-//! Service has that address and port), or the backends, each equally likely, any other never. `source kept` adds that the backend
-//! sees the sender's own address; `evenly` asks executors with real packets for as many as it takes to see that each backend gets
-//! its share.
+//! Every scenario begins with a Node `node1` (10.0.0.1, pods in 10.1.1.0/24, no zone), on which the agent runs, and with ServiceCIDR
+//! `kubernetes` (10.96.0.0/16), in both families. A Node of a scenario keeps the addresses and pod CIDRs that it does not name.
+//!
+//! An expectation names who sends (hosts of the [lab](crate::lab)), to what (`10.96.0.10/icmp` for an echo request), and what becomes
+//! of it:
+//!
+//! | outcome | what becomes of a packet |
+//! |---|---|
+//! | `untouched` | no Service has that address and port: it passes as it is |
+//! | `refused` | whoever sent it is told at once |
+//! | `dropped` | nothing: whoever sent it waits for an answer (`sendto` of a host's own UDP may fail with EPERM, ERR-01) |
+//! | `A \| B` | to one of these backends, each equally likely, any other never |
+//! | `one of A \| B as NAME` | the same, but all connections of a sender go to the same one; which one is remembered for each sender |
+//! | `pinned NAME` | to the one of that name, for all connections of the sender |
+//!
+//! Behind backends, `source kept` adds that they see the sender's own address, `masqueraded` that they see one of node1's and not the
+//! sender's (what node1 sends is either); `evenly` asks executors with real packets for as many as it takes to see that each backend
+//! gets its share.
+//!
+//! The proxy under test is configured as [`Config::default`](config::Config) says: local pods are told by 10.1.0.0/16, NodePorts are
+//! served where its mode has them by itself. A line above the first section names what is to be different, in the words of
+//! KubeProxyConfiguration: `config: {detectLocalMode: NodeCIDR, nodePortAddresses: [10.0.0.0/24]}`.
 //!
 //! Real kube-proxy is an executor too. Where it does something else, and that is on purpose, a line below the expectation says what
 //! it does, in one of its modes or in both, and why:
@@ -56,29 +76,36 @@
 //! IPv4 only, `families: both` for what is dual-stack itself.
 
 pub mod behaviours;
+pub mod config;
 pub mod family;
 pub mod kubeproxy;
+pub mod object;
+pub mod outcome;
 pub mod packets;
 mod parse;
+mod parse_expect;
 mod probing;
 pub mod run;
 pub mod simulated;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::env;
 use std::fmt;
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use proxy_core::cluster::Kind;
 use proxy_core::forward::Flow;
-use proxy_core::input::{Converted, convert_endpoint_slice, convert_service, object};
 use proxy_core::model::{Family, ObjectName, Protocol};
+use proxy_core::surroundings::Origin;
 
-pub use run::{Executor, Observed, Probe, run};
+pub use config::Config;
+pub use object::{Manifest, Object, ObjectKind};
+pub use outcome::{Choice, Observed, Outcome, Pins, Seen, Source};
+pub use run::{Executor, Probe, run};
 
 use crate::lab::address;
 
@@ -93,6 +120,8 @@ pub struct Scenario {
     pub ids: Vec<String>,
     /// How kube-proxy is run on it.
     pub kube_proxy: KubeProxy,
+    /// How the proxy under test is configured.
+    pub config: Config,
     /// What it does, in order.
     pub steps: Vec<Step>,
 }
@@ -146,7 +175,11 @@ pub enum Action {
     /// Adds or alters objects.
     Apply(Vec<Manifest>),
     /// Deletes objects.
-    Delete(Vec<(Kind, ObjectName)>),
+    Delete(Vec<(ObjectKind, ObjectName)>),
+    /// Gives node1 addresses, or takes them away.
+    Address(Vec<AddressChange>),
+    /// Lets time pass.
+    Wait(Duration),
     /// Ends the agent and starts it again.
     Restart,
     /// Ends the agent as a crash would.
@@ -157,46 +190,13 @@ pub enum Action {
     Expect(Vec<Expectation>),
 }
 
-/// An object to apply.
-#[derive(Clone, Debug)]
-pub struct Manifest {
-    /// Its YAML.
-    pub text: String,
-    /// What it says.
-    pub object: Object,
-}
-
-/// An object as Kubernetes writes it.
-#[derive(Clone, Debug)]
-pub enum Object {
-    /// A Service.
-    Service(object::Service),
-    /// An EndpointSlice.
-    Slice(object::EndpointSlice),
-}
-
-impl Object {
-    /// Which of the two.
-    pub fn kind(&self) -> Kind {
-        match self {
-            Object::Service(_) => Kind::Service,
-            Object::Slice(_) => Kind::Slice,
-        }
-    }
-
-    /// Its namespace and name; none without a name.
-    pub fn name(&self) -> Option<ObjectName> {
-        let (Object::Service(object::Service { metadata, .. }) | Object::Slice(object::EndpointSlice { metadata, .. })) = self;
-        Some(ObjectName::new(metadata.namespace.as_deref().unwrap_or("default"), metadata.name.as_deref()?))
-    }
-
-    /// What it means.
-    pub fn convert(&self) -> Converted {
-        match self {
-            Object::Service(service) => convert_service(service),
-            Object::Slice(slice) => convert_endpoint_slice(slice),
-        }
-    }
+/// An address of node1's `lo` that comes or goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AddressChange {
+    /// The address.
+    pub ip: IpAddr,
+    /// Whether it comes.
+    pub added: bool,
 }
 
 /// One line of an `expect` section.
@@ -206,10 +206,10 @@ pub struct Expectation {
     pub line: usize,
     /// Who sends.
     pub sources: Vec<Host>,
-    /// To what.
+    /// To what; port 0 where there are no ports.
     pub destination: SocketAddr,
-    /// With which protocol.
-    pub protocol: Protocol,
+    /// With which protocol; none for an ICMP echo request.
+    pub protocol: Option<Protocol>,
     /// What becomes of it.
     pub outcome: Outcome,
     /// Where kube-proxy differs on purpose: at most one for each of its modes.
@@ -225,24 +225,6 @@ pub struct Difference {
     pub outcome: Outcome,
     /// Why that is not what is wanted.
     pub reason: String,
-}
-
-/// What an expectation wants.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Outcome {
-    /// No Service: the packet passes as it is.
-    Untouched,
-    /// Refused at once.
-    Refused,
-    /// To these backends.
-    Backends {
-        /// Each of them, no other.
-        backends: BTreeSet<SocketAddr>,
-        /// The backend sees the sender's own address.
-        source_kept: bool,
-        /// Each gets its share.
-        evenly: bool,
-    },
 }
 
 /// Who sends: a host of the [lab](crate::lab).
@@ -265,6 +247,20 @@ impl Host {
         Host { name: "b2", v4: std::net::Ipv4Addr::new(10, 1, 2, 3) },
     ];
 
+    /// Whether it is a node itself, and no pod.
+    pub fn is_node(&self) -> bool {
+        self.name.starts_with("node")
+    }
+
+    /// From where its packets reach node1.
+    pub fn origin(&self) -> Origin {
+        match self.name {
+            object::NODE => Origin::Host,
+            "a1" | "b1" => Origin::Interface(format!("pod-{}", self.name).into()),
+            _ => Origin::Interface("eth0".into()),
+        }
+    }
+
     /// Its address.
     pub fn address(&self, family: Family) -> IpAddr {
         match family {
@@ -275,10 +271,28 @@ impl Host {
 }
 
 impl Expectation {
-    /// A flow from one of its sources.
-    pub fn flow(&self, source: Host) -> Flow {
-        let source = source.address(Family::of(self.destination.ip()));
-        Flow { source, destination: self.destination, protocol: self.protocol }
+    /// The address that one of its sources sends from: what a host sends to itself by loopback comes from there too.
+    pub fn source_address(&self, source: Host) -> IpAddr {
+        match self.destination.ip() {
+            IpAddr::V4(to) if to.is_loopback() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(to) if to.is_loopback() => Ipv6Addr::LOCALHOST.into(),
+            to => source.address(Family::of(to)),
+        }
+    }
+
+    /// A flow from one of its sources, where node1 has these addresses.
+    pub fn flow(&self, source: Host, node1: &[IpAddr]) -> Flow {
+        let is_to_host = node1.contains(&self.destination.ip());
+        let (source, origin) = (self.source_address(source), source.origin());
+        Flow { source, origin, destination: self.destination, is_to_host, protocol: self.protocol }
+    }
+
+    /// The destination as a scenario writes it.
+    pub fn target(&self) -> String {
+        match self.protocol {
+            Some(protocol) => format!("{}/{}", self.destination, protocol.to_string().to_lowercase()),
+            None => format!("{}/icmp", self.destination.ip()),
+        }
     }
 
     /// Where kube-proxy differs, if the proxy under test is kube-proxy.
@@ -292,33 +306,12 @@ impl Expectation {
     }
 
     /// Whether this is what is expected of the proxy under test. A difference that is gone must not stay on paper.
-    pub fn holds(&self, observed: &Observed, kube_proxy: Option<KubeProxyMode>) -> bool {
-        let differs = self.difference(kube_proxy).is_none() || !observed.satisfies(&self.outcome);
-        differs && observed.satisfies(self.wanted(kube_proxy))
-    }
-}
-
-impl Outcome {
-    /// The backends that it names.
-    pub fn backends(&self) -> impl Iterator<Item = &SocketAddr> {
-        let backends = match self {
-            Outcome::Backends { backends, .. } => Some(backends),
-            Outcome::Untouched | Outcome::Refused => None,
-        };
-        backends.into_iter().flatten()
-    }
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Outcome::Untouched => f.write_str("untouched"),
-            Outcome::Refused => f.write_str("refused"),
-            Outcome::Backends { backends, source_kept, .. } => {
-                f.write_str(&backends.iter().map(ToString::to_string).collect::<Vec<_>>().join(" | "))?;
-                f.write_str(if *source_kept { ", source kept" } else { "" })
-            }
+    pub fn holds(&self, source: Host, observed: &Observed, kube_proxy: Option<KubeProxyMode>, pins: &Pins) -> bool {
+        if *observed == Observed::NotTried {
+            return true;
         }
+        let differs = self.difference(kube_proxy).is_none() || !observed.satisfies(&self.outcome, source, pins);
+        differs && observed.satisfies(self.wanted(kube_proxy), source, pins)
     }
 }
 
@@ -352,5 +345,15 @@ pub fn load() -> Result<Vec<Scenario>> {
         scenarios.extend(parse::scenarios(name, &text)?);
     }
     ensure!(!scenarios.is_empty(), "{}: no scenarios", dir.display());
+    Ok(scenarios)
+}
+
+/// Those of [`load`] that `PROXY_SCENARIOS` from the environment names, with commas between; all where it is not set.
+pub fn chosen() -> Result<Vec<Scenario>> {
+    let mut scenarios = load()?;
+    if let Ok(names) = env::var("PROXY_SCENARIOS") {
+        scenarios.retain(|scenario| names.split(',').any(|name| name == scenario.name));
+        ensure!(!scenarios.is_empty(), "PROXY_SCENARIOS={names}: no such scenario");
+    }
     Ok(scenarios)
 }

@@ -88,7 +88,7 @@ pub struct Forwarding {
     /// Which Service has each frontend.
     claims: Claims,
     touched: BTreeSet<ObjectName>,
-    /// How many ClusterIPs there are of each address: nearly always one.
+    /// How many Services with ports have each ClusterIP: nearly always one.
     cluster_ips: HashMap<IpAddr, u32>,
 }
 
@@ -135,7 +135,8 @@ impl Forwarding {
     }
 
     fn cluster_ips_of(&self, name: &ObjectName) -> Vec<IpAddr> {
-        self.cluster.service(name).map_or_else(Vec::new, |service| service.cluster_ips.to_vec())
+        let service = self.cluster.service(name).filter(|service| !service.ports.is_empty());
+        service.map_or_else(Vec::new, |service| service.cluster_ips.to_vec())
     }
 
     /// Changes what is around, and touches the Services whose routes depend on what has changed.
@@ -192,14 +193,14 @@ impl Forwarding {
         self.epoch
     }
 
-    /// The routes of a Service's ports: with the frontends that it claims, less those that another Service wins. Ports of which
-    /// nothing is left are not there.
+    /// The routes of a Service's ports: with the frontends that it claims, less those that another Service wins.
     pub fn routes(&self, name: &ObjectName) -> Vec<Route> {
         let Some(service) = self.cluster.service(name) else { return Vec::new() };
         let mut seen = Vec::new();
         let mut routes = Vec::with_capacity(service.ports.len() * service.cluster_ips.len());
         for port in &service.ports {
-            for family in families(service) {
+            for &cluster_ip in &service.cluster_ips {
+                let family = Family::of(cluster_ip);
                 let mut entries = Vec::new();
                 for (frontend, kind) in frontends(service, port, family) {
                     if self.claims.winner(&frontend) == Some(name) && !seen.contains(&frontend) {
@@ -207,9 +208,7 @@ impl Forwarding {
                         entries.push((frontend, kind));
                     }
                 }
-                if !entries.is_empty() {
-                    routes.push(self.route(name, service, port, family, entries));
-                }
+                routes.push(self.route(name, service, (port, cluster_ip), entries));
             }
         }
         routes
@@ -219,10 +218,10 @@ impl Forwarding {
         &self,
         name: &ObjectName,
         service: &Service,
-        port: &ServicePort,
-        family: Family,
+        (port, cluster_ip): (&ServicePort, IpAddr),
         entries: Vec<(Frontend, EntryKind)>,
     ) -> Route {
+        let family = Family::of(cluster_ip);
         let mut usable = Usable::select(self.candidates(name, port, family));
         let case = self.case(service, &usable, family);
         let entry = |(frontend, kind)| {
@@ -240,7 +239,7 @@ impl Forwarding {
         }
         let key = PortKey { name: port.name.clone(), protocol: port.protocol, family };
         let Usable { cluster, local, here } = usable;
-        Route { key, cluster, local, here, affinity: service.affinity, entries }
+        Route { key, cluster_ip, cluster, local, here, affinity: service.affinity, entries }
     }
 
     fn case(&self, service: &Service, usable: &Usable, family: Family) -> Case {

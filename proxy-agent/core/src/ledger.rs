@@ -1,6 +1,6 @@
 //! Who wants which object, desired against believed: yields what is left to do as steps and learns from what became of them.
 //!
-//! Only what differs is kept here. An object that is wanted and that the kernel holds has no entry: it follows from what its
+//! Only what differs is kept here, and a count for each object that several Services may want. An object that is wanted and that the kernel holds has no entry: it follows from what its
 //! Service was given, which whoever speaks to the ledger knows, and names when it changes. So memory follows what is to be done,
 //! not the size of the cluster.
 //!
@@ -12,7 +12,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
-use std::hash::Hash;
+use std::hash::{BuildHasher, Hash, RandomState};
 
 /// Objects by key.
 pub type Objects<K, V> = BTreeMap<K, V>;
@@ -101,7 +101,7 @@ pub struct Ledger<K, V> {
     /// Objects of which something is left to do, now or later.
     open: HashMap<K, Entry<V>>,
     /// How many Services want each of the keys that several may want.
-    owners: BTreeMap<K, usize>,
+    owners: Owners,
     /// Keys of `open` that may be due.
     queue: Vec<K>,
     /// Keys that became unwanted and linger, with the round in which they did; some may be wanted again.
@@ -113,6 +113,29 @@ pub struct Ledger<K, V> {
     under_way: bool,
     kinds: Kinds<K>,
     round: u64,
+}
+
+/// How many own each key. There may be as many keys as endpoints in a cluster, so that only a hash of each is kept, of 64 bits: that
+/// two of a million keys share one is less likely than one in ten million.
+#[derive(Debug, Default)]
+struct Owners {
+    counts: HashMap<u64, u32>,
+    hasher: RandomState,
+}
+
+impl Owners {
+    /// Some give a key up, others take it: whether it had owners, and whether it has.
+    fn change<K: Hash>(&mut self, key: &K, fewer: usize, more: usize) -> [bool; 2] {
+        let hash = self.hasher.hash_one(key);
+        let before = self.counts.get(&hash).copied().unwrap_or(0);
+        let after = (before + more as u32).saturating_sub(fewer as u32);
+        if after == 0 {
+            self.counts.remove(&hash);
+        } else {
+            self.counts.insert(hash, after);
+        }
+        [before > 0, after > 0]
+    }
 }
 
 /// What there is to know about keys.
@@ -130,7 +153,7 @@ impl<K: Ord + Hash + Clone, V: Eq + Clone> Ledger<K, V> {
         Self {
             found: observed,
             open: HashMap::new(),
-            owners: BTreeMap::new(),
+            owners: Owners::default(),
             queue: Vec::new(),
             lingering: VecDeque::new(),
             refused: BTreeSet::new(),
@@ -158,7 +181,8 @@ impl<K: Ord + Hash + Clone, V: Eq + Clone> Ledger<K, V> {
                 (usize::from(first.is_some()) + more, first)
             };
             let ((fewer, old), (more, new)) = (of_key(&mut before), of_key(&mut after));
-            let owned = if (self.kinds.is_shared)(&key) { self.owners(&key, fewer, more) } else { [fewer > 0, more > 0] };
+            let shared = fewer != more && (self.kinds.is_shared)(&key);
+            let owned = if shared { self.owners.change(&key, fewer, more) } else { [fewer > 0, more > 0] };
             match (owned, old, new) {
                 ([true, false], Some(old), _) => self.let_go(key, old),
                 ([false, true], _, Some(new)) => self.desire(key, None, new),
@@ -166,18 +190,6 @@ impl<K: Ord + Hash + Clone, V: Eq + Clone> Ledger<K, V> {
                 _ => {}
             }
         }
-    }
-
-    /// Counts the owners of a key: whether there were any, and whether there are.
-    fn owners(&mut self, key: &K, fewer: usize, more: usize) -> [bool; 2] {
-        let before = self.owners.get(key).copied().unwrap_or(0);
-        let after = (before + more).saturating_sub(fewer);
-        if after == 0 {
-            self.owners.remove(key);
-        } else {
-            self.owners.insert(key.clone(), after);
-        }
-        [before > 0, after > 0]
     }
 
     /// Somebody wants `value`; `old` is what was wanted and, without an entry that says otherwise, is held.
@@ -314,6 +326,21 @@ impl<K: Ord + Hash + Clone, V: Eq + Clone> Ledger<K, V> {
         }
         let open = &self.open;
         self.queue.retain(|key| open.contains_key(key));
+    }
+
+    /// Somebody else has changed an object: the kernel holds `held`, not what it was `believed` to hold. What is to be done about it
+    /// is due next.
+    pub fn correct(&mut self, key: K, believed: Option<V>, held: Option<V>) {
+        let desired = match self.open.get(&key) {
+            Some(entry) => entry.state.desired().cloned(),
+            // Nothing was left to do: what it was believed to hold is what is wanted.
+            None => believed,
+        };
+        self.refused.remove(&key);
+        match desired {
+            Some(desired) => self.put(key, State::wanted(desired, held)),
+            None => self.unwanted(key, held),
+        }
     }
 
     /// The kernel holds `held` under `key`.

@@ -105,6 +105,24 @@ impl<L: Lowering> Plan<L> {
         self.ledger.settle(steps, refused);
     }
 
+    /// Compares what the kernel holds with what it was believed to hold, by a walk over all. Returns the keys of what somebody else
+    /// has changed; its repair is due next.
+    pub fn correct(&mut self, mut observed: ObjectsOf<L>) -> Vec<L::Key> {
+        let mut changed = Vec::new();
+        for (key, believed) in self.believed() {
+            let held = observed.remove(&key);
+            if held.as_ref() != Some(&believed) {
+                changed.push(key.clone());
+                self.ledger.correct(key, Some(believed), held);
+            }
+        }
+        for (key, held) in observed {
+            changed.push(key.clone());
+            self.ledger.correct(key, None, Some(held));
+        }
+        changed
+    }
+
     /// The ledger, for reports, retries and the round.
     pub fn ledger(&mut self) -> &mut Ledger<L::Key, L::Value> {
         &mut self.ledger

@@ -24,6 +24,8 @@ pub struct PortKey {
 pub struct Route {
     /// The port.
     pub key: PortKey,
+    /// The Service's ClusterIP: whatever ports it has, others of it are refused (ERR-06).
+    pub cluster_ip: IpAddr,
     /// The backends of policy Cluster, sorted; empty where no frontend leads there.
     pub cluster: Vec<Address>,
     /// The backends of policy Local, sorted; empty where no frontend leads there.
@@ -32,7 +34,7 @@ pub struct Route {
     pub here: Vec<IpAddr>,
     /// Seconds since its last new connection for which a client stays with its backend, over all frontends (AFF-01).
     pub affinity: Option<u32>,
-    /// Where it is served.
+    /// Where it is served. Empty where other Services have all its frontends.
     pub entries: Vec<Entry>,
 }
 

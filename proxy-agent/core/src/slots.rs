@@ -18,6 +18,8 @@ use crate::route::{Entry, Pool, PortKey, Route};
 pub struct Seat {
     /// Whose it is.
     pub key: PortKey,
+    /// The Service's ClusterIP.
+    pub cluster_ip: IpAddr,
     /// The backend in each slot of the Cluster set.
     pub cluster: Box<[Address]>,
     /// The backend in each slot of the Local set.
@@ -127,7 +129,7 @@ impl Slots {
     }
 
     fn seat_port(&mut self, route: Route, mut former: Observed) -> Seat {
-        let Route { key, mut cluster, mut local, here, affinity, entries } = route;
+        let Route { key, cluster_ip, mut cluster, mut local, here, affinity, entries } = route;
         cluster.truncate(MAX_BACKENDS);
         local.truncate(MAX_BACKENDS);
         let sticky = affinity.map(|seconds| Box::new(self.sticky(seconds, &cluster, &local, &mut former)));
@@ -138,7 +140,7 @@ impl Slots {
         let places = entries.into_iter().map(&mut place).collect();
         let (cluster, local) = (reseat(&former.cluster, cluster), reseat(&former.local, local));
         self.give_up(former);
-        Seat { key, cluster, local, here: here.into(), sticky, places }
+        Seat { key, cluster_ip, cluster, local, here: here.into(), sticky, places }
     }
 
     fn sticky(&mut self, seconds: u32, cluster: &[Address], local: &[Address], former: &mut Observed) -> Sticky {

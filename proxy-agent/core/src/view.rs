@@ -2,9 +2,10 @@
 //! [`Forwarding`] wants.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::forward::Forwarding;
 use crate::lower::Lowering;
@@ -49,16 +50,43 @@ pub struct FrontendView {
     /// Port number.
     pub port: u16,
     /// To which backends packets go, and whose are masqueraded.
-    pub to: String,
+    pub to: To,
     /// Whom it is for; none: everyone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sources: Option<Vec<String>>,
 }
 
+/// What becomes of what is sent to a frontend.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum To {
+    /// Packets are treated like this.
+    Packets(Treatment),
+    /// Sockets connect to a backend.
+    Sockets,
+    /// Sockets are refused.
+    SocketsRefused,
+}
+
+impl fmt::Display for To {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            To::Packets(treatment) => treatment.fmt(f),
+            To::Sockets => f.write_str("by socket"),
+            To::SocketsRefused => f.write_str("rejected by socket"),
+        }
+    }
+}
+
+impl Serialize for To {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 impl FrontendView {
     /// A frontend for everyone.
-    pub(crate) fn new(frontend: &Frontend, to: impl ToString) -> Self {
-        Self { ip: frontend.ip, port: frontend.port, to: to.to_string(), sources: None }
+    pub(crate) fn new(frontend: &Frontend, to: To) -> Self {
+        Self { ip: frontend.ip, port: frontend.port, to, sources: None }
     }
 }
 
@@ -104,7 +132,7 @@ impl Route {
     pub(crate) fn show(&self) -> PortView {
         let frontends = self.entries.iter().map(|entry| FrontendView {
             sources: entry.sources.as_ref().map(|sources| sources.iter().map(ToString::to_string).collect()),
-            ..FrontendView::new(&entry.frontend, entry.treatment)
+            ..FrontendView::new(&entry.frontend, To::Packets(entry.treatment))
         });
         let is_used = self.entries.iter().any(|entry| !matches!(entry.treatment, Treatment::Rejected | Treatment::Dropped));
         PortView {

@@ -24,6 +24,8 @@ struct Kernel {
     broken: bool,
     observed: usize,
     commits: Vec<Vec<StepOf<Nft>>>,
+    /// Somebody else has changed something.
+    disturbed: bool,
 }
 
 #[derive(Clone, Default)]
@@ -66,6 +68,10 @@ impl Dataplane for Fake {
         })
     }
 
+    fn disturbed_by(&mut self) -> Vec<String> {
+        self.with(|k| std::mem::take(&mut k.disturbed)).then(|| "nft (pid 7)".to_owned()).into_iter().collect()
+    }
+
     fn remove(&mut self) -> anyhow::Result<()> {
         self.with(|k| k.objects.clear());
         Ok(())
@@ -76,6 +82,8 @@ impl Dataplane for Fake {
 struct Rig {
     events: Sender<Event>,
     kernels: Vec<Fake>,
+    alarm: Alarm,
+    repairs: Arc<Repairs>,
 }
 
 impl Rig {
@@ -85,8 +93,26 @@ impl Rig {
             .iter()
             .map(|kernel| Box::new(Programmed::new("fake", kernel.clone(), || Nft { family: Family::V4 })) as Box<dyn Programmer>);
         let (events, receiver) = channel(64);
-        tokio::spawn(Agent::new(programmers.collect()).run(receiver));
-        Self { events, kernels }
+        let alarm = Alarm::default();
+        let agent = Agent::new(programmers.collect(), Arc::clone(&alarm));
+        let repairs = agent.repairs();
+        tokio::spawn(agent.run(receiver));
+        Self { events, kernels, alarm, repairs }
+    }
+
+    /// Somebody else changes what the first kernel holds.
+    async fn disturb(&self, change: impl FnOnce(&mut BTreeMap<Key, Value>)) {
+        self.kernels[0].with(|k| {
+            change(&mut k.objects);
+            (k.disturbed, k.commits) = (true, Vec::new());
+        });
+        self.alarm.notify_one();
+        settle().await;
+    }
+
+    /// What the first kernel was asked to write since then.
+    fn steps(&self) -> Vec<String> {
+        self.kernels[0].with(|k| k.commits.concat().iter().map(ToString::to_string).collect())
     }
 
     async fn say(&self, event: Event) {
@@ -271,6 +297,81 @@ async fn a_dataplane_that_fails_starts_over_and_holds_up_no_other() {
     pass(RETRY.1).await;
     let keys = rig.kernels[0].with(|k| k.commits.concat().iter().map(|s| s.key().to_string()).collect::<Vec<_>>());
     assert_eq!(keys, ["refused { 10.96.0.3 . tcp . 80 }"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_somebody_else_broke_is_repaired_and_nothing_else() {
+    let rig = Rig::start(2);
+    rig.disturb(|_| ()).await;
+    assert_eq!(rig.kernels[0].with(|k| k.observed), 0, "before the first sync there is nothing to repair");
+    rig.fill().await;
+    rig.slice("dns", &["10.1.0.1"]).await;
+    settle().await;
+    let stray: Key = Key::Refused("10.96.7.7:80".parse::<std::net::SocketAddr>().map(frontend).expect("an address"));
+    rig.disturb(|objects| {
+        objects.retain(|key, _| key.to_string() != "services { 10.96.0.2 . tcp . 80 }");
+        objects.insert(stray, Value::Refused("".into()));
+    })
+    .await;
+    assert_eq!(rig.steps(), ["+ services { 10.96.0.2 . tcp . 80 } = 1 (default/dns)", "- refused { 10.96.7.7 . tcp . 80 } (was ())"]);
+    assert_eq!((rig.repairs.times(), rig.repairs.objects()), (1, 2));
+    assert_eq!(rig.kernels[1].with(|k| k.observed), 1, "only the one that was disturbed is read");
+    let lingering = "slots { 10.96.0.2 . tcp . 80 . 1 }".to_owned();
+    assert!(rig.kernels[0].written().contains(&lingering), "what lingers does so for its full time");
+    pass(SWEEP_AFTER).await;
+    assert!(!rig.kernels[0].written().contains(&lingering));
+    // Nothing is broken.
+    pass(Duration::from_secs(60)).await;
+    rig.disturb(|_| ()).await;
+    assert_eq!((rig.steps(), rig.repairs.times()), (Vec::new(), 1));
+    // All is gone.
+    pass(Duration::from_secs(60)).await;
+    let before = rig.kernels[0].written();
+    rig.disturb(BTreeMap::clear).await;
+    assert_eq!((rig.kernels[0].written(), rig.repairs.times(), rig.repairs.objects()), (before.clone(), 2, 2 + before.len() as u64));
+}
+
+#[tokio::test(start_paused = true)]
+async fn somebody_who_keeps_on_is_repaired_less_and_less_often() {
+    let rig = Rig::start(1);
+    rig.fill().await;
+    let mut looks = Vec::new();
+    let start = Instant::now();
+    for _ in 0..1000 {
+        let before = rig.kernels[0].with(|k| k.observed);
+        rig.disturb(|objects| drop(objects.pop_last())).await;
+        pass(Duration::from_millis(100)).await;
+        if rig.kernels[0].with(|k| k.observed) > before {
+            looks.push(start.elapsed().as_millis() / 100);
+        }
+    }
+    // The first is at once, and seen a tenth of a second later.
+    assert_eq!(looks, [1, 10, 30, 70, 150, 310, 610, 910]);
+    // Once he has stopped, the last of it is repaired, and the next one at once.
+    pass(Duration::from_secs(60)).await;
+    assert_eq!(rig.kernels[0].written(), full());
+    pass(Duration::from_secs(60)).await;
+    rig.disturb(|objects| drop(objects.pop_last())).await;
+    assert_eq!(rig.kernels[0].written(), full());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_table_that_is_gone_is_repaired_before_the_next_try() {
+    let rig = Rig::start(1);
+    rig.fill().await;
+    rig.kernels[0].with(|k| (k.broken, k.objects) = (true, BTreeMap::new()));
+    rig.slice("dns", &["10.1.0.1"]).await;
+    settle().await;
+    rig.kernels[0].with(|k| k.broken = false);
+    rig.disturb(|_| ()).await;
+    assert!(rig.kernels[0].written().contains("services { 10.96.0.2 . tcp . 80 }"));
+    let observed = rig.kernels[0].with(|k| k.observed);
+    pass(RETRY.1).await;
+    assert_eq!(rig.kernels[0].with(|k| k.observed), observed, "nothing is left to try");
+}
+
+fn frontend(at: std::net::SocketAddr) -> proxy_core::model::Frontend {
+    proxy_core::model::Frontend { ip: at.ip(), port: at.port(), protocol: proxy_core::model::Protocol::Tcp }
 }
 
 #[test]

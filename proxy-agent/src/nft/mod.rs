@@ -13,7 +13,9 @@ mod datatype;
 mod element;
 mod expr;
 mod flaw;
+pub mod kube_proxy;
 mod layout;
+mod monitor;
 mod observe;
 mod sets;
 mod socket;
@@ -21,6 +23,8 @@ mod sys;
 #[cfg(test)]
 mod tests;
 mod wire;
+
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use nix::errno::Errno;
@@ -32,6 +36,7 @@ use proxy_core::settings::Settings;
 use crate::dataplane::{Dataplane, Refused};
 use expr::Field;
 use layout::{Layout, TABLE};
+pub use monitor::Monitor;
 use socket::{Failure, Outcome, Socket};
 use wire::{Batch, nfta, text};
 
@@ -39,6 +44,7 @@ use wire::{Batch, nfta, text};
 pub struct NftTable {
     layout: Layout,
     socket: Socket,
+    monitor: Option<Arc<Monitor>>,
 }
 
 impl NftTable {
@@ -56,8 +62,15 @@ impl NftTable {
         bail!("nf_tables ({}) refuses the table that Services need: {reason}", nft.family)
     }
 
+    /// The same table, of which the monitor tells what others change.
+    pub fn watched(mut self, monitor: &Arc<Monitor>) -> anyhow::Result<Self> {
+        monitor.spare(self.socket.port()?);
+        self.monitor = Some(Arc::clone(monitor));
+        Ok(self)
+    }
+
     fn open_with(layout: Layout) -> anyhow::Result<Result<Self, Failure>> {
-        let mut table = Self { layout, socket: Socket::open()? };
+        let mut table = Self { layout, socket: Socket::open()?, monitor: None };
         let first = table.socket.take_seq(1024);
         let trial = table.layout.trial(first);
         let count = trial.len();
@@ -85,8 +98,16 @@ impl Dataplane for NftTable {
     }
 
     fn commit(&mut self, steps: &[StepOf<Nft>]) -> anyhow::Result<Refused<Nft>> {
-        commit::commit(&self.layout, &mut self.socket, steps)
-            .with_context(|| format!("cannot write the table {}", name(self.layout.nft.family)))
+        let write = |socket: &mut Socket| commit::commit(&self.layout, socket, steps);
+        let refused = match &self.monitor {
+            Some(monitor) if steps.len() >= monitor::MANY => monitor.away(&mut self.socket, write),
+            _ => write(&mut self.socket),
+        };
+        refused.with_context(|| format!("cannot write the table {}", name(self.layout.nft.family)))
+    }
+
+    fn disturbed_by(&mut self) -> Vec<String> {
+        self.monitor.as_ref().map(|monitor| monitor.take(self.layout.nft.family)).unwrap_or_default()
     }
 
     fn remove(&mut self) -> anyhow::Result<()> {
@@ -125,6 +146,18 @@ fn delete(family: Family, socket: &mut Socket) -> anyhow::Result<()> {
 
 /// As `nft` writes it.
 fn name(family: Family) -> String {
-    let family = if family == Family::V4 { "ip" } else { "ip6" };
-    format!("{family} {TABLE}")
+    format!("{} {TABLE}", word(family))
+}
+
+/// As `nft` writes it.
+fn word(family: Family) -> &'static str {
+    if family == Family::V4 { "ip" } else { "ip6" }
+}
+
+/// NFPROTO_IPV4 or NFPROTO_IPV6.
+fn protocol(family: Family) -> u8 {
+    match family {
+        Family::V4 => libc::NFPROTO_IPV4 as u8,
+        Family::V6 => libc::NFPROTO_IPV6 as u8,
+    }
 }

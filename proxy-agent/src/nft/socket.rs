@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, connect, recv, send, setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, connect, getsockname, recv, send, setsockopt, socket,
+    sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::sys;
-use super::wire::{Message, messages, request};
+use super::wire::{Message, messages, nfta, request};
 
 /// NETLINK_CAP_ACK and NETLINK_EXT_ACK (linux/netlink.h): answers say what is wrong, and do not repeat 64 KiB of elements.
 const OPTIONS: [libc::c_int; 2] = [10, 11];
@@ -50,6 +51,8 @@ pub(super) enum Outcome {
 pub(super) struct Socket {
     fd: OwnedFd,
     seq: u32,
+    /// Batches that took effect.
+    committed: u32,
     /// The longest batch that the buffer takes.
     room: usize,
     buffer: Vec<u8>,
@@ -65,13 +68,13 @@ impl Socket {
         let timeout = TimeVal::seconds(PATIENCE.as_secs() as i64);
         setsockopt(&fd, sockopt::ReceiveTimeout, &timeout).context("cannot set the netlink socket's timeout")?;
         for option in OPTIONS {
-            sys::netlink_option(fd.as_fd(), option).context("the kernel lacks extended netlink answers (4.12 and later have them)")?;
+            sys::netlink_option(fd.as_fd(), option, 1).context("the kernel lacks extended netlink answers (4.12 and later have them)")?;
         }
         if setsockopt(&fd, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
             // In a user namespace on older kernels: as much as the limit allows.
             let _ = setsockopt(&fd, sockopt::RcvBuf, &RECEIVE_BUFFER);
         }
-        Ok(Self { fd, seq: 1, room: 0, buffer: vec![0; DATAGRAM] })
+        Ok(Self { fd, seq: 1, committed: 0, room: 0, buffer: vec![0; DATAGRAM] })
     }
 
     /// A sequence number with room for `count` after it.
@@ -80,6 +83,18 @@ impl Socket {
             self.seq = 1;
         }
         self.seq
+    }
+
+    /// What tells its messages from those of other sockets.
+    pub(super) fn port(&self) -> anyhow::Result<u32> {
+        Ok(getsockname::<NetlinkAddr>(self.fd.as_raw_fd()).context("the netlink socket's address")?.pid())
+    }
+
+    /// How many batches of others took effect in this network namespace since the same was asked before, up to a constant.
+    pub(super) fn others(&mut self) -> anyhow::Result<u32> {
+        let id = |message: &Message<'_>| message.attributes().get(nfta::GEN_ID)?.first_chunk().map(|id| u32::from_be_bytes(*id));
+        let generation = self.get(libc::NFT_MSG_GETGEN, 0, |_| (), id)?.flatten().context("nf_tables has no generation")?;
+        Ok(generation.wrapping_sub(self.committed))
     }
 
     /// Sends a batch whose messages, begin excluded, have the numbers from `first` + 1 to `first` + `count`, of which the last
@@ -105,7 +120,11 @@ impl Socket {
                 finished |= answer.seq == first + count || answer.seq == first;
             }
         }
-        Ok(if failures.is_empty() { Outcome::Done } else { Outcome::Refused(failures) })
+        if !failures.is_empty() {
+            return Ok(Outcome::Refused(failures));
+        }
+        self.committed = self.committed.wrapping_add(1);
+        Ok(Outcome::Done)
     }
 
     /// Asks for one object. None: it does not exist.

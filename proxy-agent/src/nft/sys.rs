@@ -1,16 +1,18 @@
-//! The unsafe calls: libnftnl through `nftnl_sys`, and the socket options that nix does not know.
+//! The unsafe calls: libnftnl through `nftnl_sys`, the socket options that nix does not know, and readiness of a descriptor.
 
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, handle_alloc_error};
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
 use nftnl::expr::Expression;
 use nftnl::nftnl_sys as ffi;
 use nftnl::{MsgType, NlMsg, Rule};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// A rule's expression by its name and attributes (`NFTNL_EXPR_*`): whatever nftnl has no type for.
 #[derive(Clone)]
@@ -93,11 +95,16 @@ impl Writer {
     }
 }
 
-/// Turns a flag of `SOL_NETLINK` on (linux/netlink.h).
-pub(super) fn netlink_option(socket: BorrowedFd<'_>, option: libc::c_int) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    let len = size_of_val(&on) as libc::socklen_t;
-    // SAFETY: the descriptor is open while it is borrowed; pointer and length are those of `on`, which outlives the call.
-    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_NETLINK, option, (&raw const on).cast(), len) };
+/// A descriptor of which a runtime tells when it can be read.
+pub(super) fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an owned descriptor stays the same and open until it is dropped, which the result does after deregistering it.
+    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
+}
+
+/// Sets an option of `SOL_NETLINK` (linux/netlink.h).
+pub(super) fn netlink_option(socket: BorrowedFd<'_>, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    let len = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: the descriptor is open while it is borrowed; pointer and length are those of `value`, which outlives the call.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_NETLINK, option, (&raw const value).cast(), len) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -23,7 +23,7 @@ use super::{Dataplane, NftTable, by_key, commit, element, flaw};
 
 /// Runs a test on a thread with a network namespace of its own. Without the right to make one it is skipped, which is a
 /// failure where PROXY_TEST_REQUIRED is set.
-fn in_namespace(test: impl FnOnce() + Send + 'static) {
+pub(super) fn in_namespace(test: impl FnOnce() + Send + 'static) {
     let thread = std::thread::spawn(|| match unshare(CloneFlags::CLONE_NEWNET) {
         Ok(()) => test(),
         Err(errno) => {
@@ -37,7 +37,7 @@ fn in_namespace(test: impl FnOnce() + Send + 'static) {
 }
 
 /// nft's output, or None where nft is not installed.
-fn nft(args: &[&str]) -> Option<String> {
+pub(super) fn nft(args: &[&str]) -> Option<String> {
     let output = match Command::new("nft").args(args).output() {
         Ok(output) => output,
         Err(error) => {
@@ -118,7 +118,7 @@ fn cidr(text: &str) -> Cidr {
 }
 
 /// Elements of every set, chains of every kind.
-fn example(family: Family) -> Objects<Key, Value> {
+pub(super) fn example(family: Family) -> Objects<Key, Value> {
     let mut objects = base();
     objects.extend(served(frontend(family, 1, Protocol::Tcp), "default/web:http", Masquerade::Never, &backends(family, 1, 3)));
     objects.extend(served(frontend(family, 1, Protocol::Udp), "kube-system/dns", Masquerade::UnlessPod, &backends(family, 9, 1)));
@@ -187,7 +187,7 @@ fn default(family: Family) -> Nft {
     Nft::new(family, &Settings::default())
 }
 
-fn open(family: Family) -> NftTable {
+pub(super) fn open(family: Family) -> NftTable {
     NftTable::open(default(family)).expect("open")
 }
 
@@ -195,13 +195,13 @@ fn with_scratch(nft: Nft, scratch: Field) -> NftTable {
     NftTable::open_with(Layout::new(nft, scratch)).expect("open").expect("supported")
 }
 
-fn adding(objects: &Objects<Key, Value>) -> Vec<StepOf<Nft>> {
+pub(super) fn adding(objects: &Objects<Key, Value>) -> Vec<StepOf<Nft>> {
     let mut steps = objects.iter().map(|(key, value)| Step::Add(*key, value.clone())).collect();
     Nft::order(&mut steps);
     steps
 }
 
-fn committed(table: &mut NftTable, steps: &[StepOf<Nft>]) {
+pub(super) fn committed(table: &mut NftTable, steps: &[StepOf<Nft>]) {
     let refused = table.commit(steps).expect("commit");
     assert_eq!(refused, BTreeMap::new());
 }

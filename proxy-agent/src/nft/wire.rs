@@ -36,6 +36,9 @@ pub(super) mod nfta {
     pub(crate) const DATA_VERDICT: u16 = 2;
     pub(crate) const VERDICT_CODE: u16 = 1;
     pub(crate) const VERDICT_CHAIN: u16 = 2;
+    pub(crate) const GEN_ID: u16 = 1;
+    pub(crate) const GEN_PROC_PID: u16 = 2;
+    pub(crate) const GEN_PROC_NAME: u16 = 3;
     /// NFT_SET_INTERVAL
     pub(crate) const INTERVAL: u32 = 4;
     /// NFT_SET_MAP
@@ -283,11 +286,18 @@ pub(super) struct Message<'a> {
     pub(super) kind: u16,
     pub(super) flags: u16,
     pub(super) seq: u32,
+    /// The socket that the message answers, or whose change it tells of.
+    pub(super) port: u32,
     /// What follows struct nlmsghdr.
     pub(super) body: &'a [u8],
 }
 
 impl<'a> Message<'a> {
+    /// The protocol family in a message of nf_tables.
+    pub(super) fn family(&self) -> u8 {
+        self.body.first().copied().unwrap_or_default()
+    }
+
     /// The attributes of a message of nf_tables.
     pub(super) fn attributes(&self) -> Attributes<'a> {
         Attributes(self.body.get(HEADERS - HEADER..).unwrap_or_default())
@@ -310,12 +320,13 @@ impl<'a> Message<'a> {
 pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let (header, _) = bytes.split_first_chunk::<HEADER>()?;
-        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, ..] = *header;
+        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, p0, p1, p2, p3] = *header;
         let len = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
         let body = bytes.get(HEADER..len)?;
         bytes = bytes.get(aligned(len)..).unwrap_or_default();
         let (kind, flags) = (u16::from_ne_bytes([k0, k1]), u16::from_ne_bytes([f0, f1]));
-        Some(Message { kind, flags, seq: u32::from_ne_bytes([s0, s1, s2, s3]), body })
+        let (seq, port) = (u32::from_ne_bytes([s0, s1, s2, s3]), u32::from_ne_bytes([p0, p1, p2, p3]));
+        Some(Message { kind, flags, seq, port, body })
     })
 }
 

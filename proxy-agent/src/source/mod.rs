@@ -1,5 +1,5 @@
-//! Where Services and EndpointSlices come from: a Kubernetes API server ([`kube`]) or a folder of manifests ([`manifests`]).
-//! Both say it in [`Event`]s, so that what reads them does not know which one it has.
+//! Where Services, EndpointSlices, the agent's own Node and ServiceCIDRs come from: a Kubernetes API server ([`kube`]) or a folder
+//! of manifests ([`manifests`]). Both say it in [`Event`]s, so that what reads them does not know which one it has.
 
 pub mod kube;
 pub mod manifests;
@@ -24,9 +24,9 @@ pub type Sender = tokio::sync::mpsc::Sender<Event>;
 
 /// Nobody listens any more: a source ends, without an error.
 #[derive(Debug)]
-struct Closed;
+pub(crate) struct Closed;
 
-async fn send(events: &Sender, event: Event) -> Result<(), Closed> {
+pub(crate) async fn send(events: &Sender, event: Event) -> Result<(), Closed> {
     events.send(event).await.map_err(|_| Closed)
 }
 
@@ -35,16 +35,26 @@ fn removal(kind: Kind, name: ObjectName) -> Converted {
     let change = match kind {
         Kind::Service => Change::Service(name, None),
         Kind::Slice => Change::Slice(name, None),
+        Kind::Node => Change::Node(None),
+        Kind::ServiceCidr => Change::ServiceCidr(name, None),
     };
     Converted { change: Some(change), problems: Vec::new() }
 }
 
-/// What a conversion is about, if its object has a name.
-fn subject(converted: &Converted) -> Option<(Kind, &ObjectName)> {
+/// What a conversion is about, if its object has a name. `node`: what the agent's own Node is called, the only one that counts.
+fn subject<'a>(converted: &'a Converted, node: Option<&'a ObjectName>) -> Option<(Kind, &'a ObjectName)> {
     match converted.change.as_ref()? {
         Change::Service(name, _) => Some((Kind::Service, name)),
         Change::Slice(name, _) => Some((Kind::Slice, name)),
+        Change::Node(_) => Some((Kind::Node, node?)),
+        Change::ServiceCidr(name, _) => Some((Kind::ServiceCidr, name)),
+        Change::HostAddresses(_) => None,
     }
+}
+
+/// The name of a Node, which is in no namespace.
+fn node_name(node: &str) -> ObjectName {
+    ObjectName::new("", node)
 }
 
 /// Nothing to apply, one thing to report.
@@ -57,5 +67,7 @@ fn noun(kind: Kind) -> &'static str {
     match kind {
         Kind::Service => "service",
         Kind::Slice => "endpointslice",
+        Kind::Node => "node",
+        Kind::ServiceCidr => "servicecidr",
     }
 }

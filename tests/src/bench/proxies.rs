@@ -1,8 +1,6 @@
 //! How each proxy is started on node1, asked what its commits took, stopped, and removed without a trace.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -162,13 +160,7 @@ fn committed(line: &str) -> Option<f64> {
 }
 
 fn sync_metric(lab: &Lab) -> Result<(f64, f64)> {
-    let text = lab.inside(NODE, || {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, METRICS_PORT)).context("kube-proxy's metrics")?;
-        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        Ok(text)
-    })?;
+    let text = lab.http_get(NODE, METRICS_PORT, "/metrics")?;
     parse_sync_metric(&text).context("kube-proxy has no kubeproxy_sync_proxy_rules_duration_seconds for IPv4")
 }
 

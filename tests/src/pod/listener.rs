@@ -53,6 +53,9 @@ impl Accepted {
 impl Listener {
     /// Starts to listen.
     pub(super) fn open(name: Arc<str>, proto: Proto, address: SocketAddr, accepted: Accepted) -> io::Result<Self> {
+        if proto == Proto::Icmp {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel answers echo requests"));
+        }
         let fd = new_socket(address, proto, SockFlag::SOCK_NONBLOCK)?;
         if proto != Proto::Udp {
             // Connections of an earlier listener may still be in TIME_WAIT.

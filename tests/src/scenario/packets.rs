@@ -2,16 +2,18 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use proxy_core::cluster::Kind;
 use proxy_core::model::ObjectName;
 use tempfile::TempDir;
 
+use super::object::NODE;
 use super::probing::Probing;
 use super::run::Probe;
 use super::simulated::Model;
-use super::{Executor, Manifest, Observed};
+use super::{AddressChange, Config, Executor, Manifest, ObjectKind, Observed, object};
 use crate::agent::{Agent, DEADLINE, Mode, Source};
 use crate::manifest::save;
 
@@ -41,11 +43,15 @@ pub struct Packets<'a> {
 }
 
 impl<'a> Packets<'a> {
-    /// Starts the agent on an empty folder.
-    pub fn new(bench: &'a Bench) -> Result<Self> {
+    /// Starts the agent, with this configuration, on a folder that has what is always there.
+    pub fn new(bench: &'a Bench, config: &Config) -> Result<Self> {
         let dir = tempfile::tempdir().context("a folder for manifests")?;
         let agent = Agent::new(1, bench.mode, Source::Manifests(dir.path().to_path_buf()))?;
-        let mut packets = Self { bench, dir, agent, model: Model::default(), running: false, nameless: 0 };
+        let flags = [vec![format!("--hostname-override={NODE}")], config.flags()].concat();
+        let mut packets = Self { bench, dir, agent: agent.with_flags(flags), model: Model::default(), running: false, nameless: 0 };
+        let defaults = object::defaults();
+        defaults.iter().try_for_each(|manifest| packets.write(manifest))?;
+        packets.model.apply(&defaults)?;
         packets.run()?;
         Ok(packets)
     }
@@ -67,10 +73,10 @@ impl<'a> Packets<'a> {
         Ok(())
     }
 
-    fn path(&self, kind: Kind, name: &ObjectName) -> PathBuf {
+    fn path(&self, kind: ObjectKind, name: &ObjectName) -> PathBuf {
         // Names may be wrong on purpose.
         let name: String = name.to_string().chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
-        self.dir.path().join(format!("{kind:?}-{name}.yaml"))
+        self.dir.path().join(format!("{kind}-{name}.yaml"))
     }
 
     fn write(&mut self, manifest: &Manifest) -> Result<()> {
@@ -92,13 +98,24 @@ impl Executor for Packets<'_> {
         self.settle()
     }
 
-    fn delete(&mut self, objects: &[(Kind, ObjectName)]) -> Result<()> {
+    fn delete(&mut self, objects: &[(ObjectKind, ObjectName)]) -> Result<()> {
         for (kind, name) in objects {
             let path = self.path(*kind, name);
             fs::remove_file(&path).with_context(|| path.display().to_string())?;
         }
         self.model.delete(objects)?;
         self.settle()
+    }
+
+    fn address(&mut self, changes: &[AddressChange]) -> Result<()> {
+        self.bench.probing.address(changes)?;
+        self.model.address(changes)?;
+        self.settle()
+    }
+
+    fn wait(&mut self, duration: Duration) -> Result<()> {
+        thread::sleep(duration);
+        self.model.wait(duration)
     }
 
     fn stop(&mut self, killed: bool) -> Result<()> {
@@ -126,7 +143,8 @@ impl Executor for Packets<'_> {
 impl Drop for Packets<'_> {
     fn drop(&mut self) {
         let stopped = if self.running { self.agent.stop() } else { Ok(()) };
-        if let Err(error) = stopped.and_then(|()| self.agent.cleanup(self.bench.probing.lab())) {
+        let cleaned = stopped.and_then(|()| self.agent.cleanup(self.bench.probing.lab()));
+        if let Err(error) = cleaned.and_then(|()| self.bench.probing.reset()) {
             eprintln!("the next scenario may find something left of this one: {error:#}");
         }
     }

@@ -1,33 +1,40 @@
 //! Reads scenario files. Whatever is wrong is reported with its file and line.
 
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::IpAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
-use proxy_core::cluster::Kind;
 use proxy_core::model::{Family, ObjectName};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
-use super::{
-    Action, Difference, Expectation, Host, KubeProxy, KubeProxyMode, Manifest, Object, Outcome, Scenario, Step, behaviours, family,
-};
+use super::object::complete_node;
+use super::parse_expect::{check_pins, expectations};
+use super::{Action, AddressChange, Config, KubeProxy, Manifest, Object, ObjectKind, Scenario, Step, behaviours, family};
 
 /// A file's scenarios: one for each family that it is for.
 pub(super) fn scenarios(name: &str, text: &str) -> Result<Vec<Scenario>> {
     let header = header(text).map_err(|error| at(name, error))?;
     let one = |text: &str, family| -> Result<Scenario> {
+        let config = config(text).map_err(|error| at(name, error))?;
         let steps = steps(text).map_err(|error| at(name, error))?;
-        Ok(Scenario { name: name.into(), family, ids: header.ids.clone(), kube_proxy: header.kube_proxy.clone(), steps })
+        check_pins(&steps).map_err(|error| at(name, error))?;
+        let (ids, kube_proxy) = (header.ids.clone(), header.kube_proxy.clone());
+        Ok(Scenario { name: name.into(), family, ids, kube_proxy, config, steps })
     };
     match header.families {
-        Families::Each => Ok(vec![one(text, Some(Family::V4))?, one(&family::to_v6(text), Some(Family::V6))?]),
+        Families::Each => {
+            let v6 = family::to_v6(text).map_err(|error| at(name, error))?;
+            Ok(vec![one(text, Some(Family::V4))?, one(&v6, Some(Family::V6))?])
+        }
         Families::V4 => Ok(vec![one(text, Some(Family::V4))?]),
         Families::Both => Ok(vec![one(text, None)?]),
     }
 }
 
 /// Something is wrong in a line.
-type Wrong = (usize, Error);
+pub(super) type Wrong = (usize, Error);
 
 fn at(name: &str, (line, error): Wrong) -> Error {
     error.context(format!("{name}.txt:{line}"))
@@ -63,10 +70,12 @@ fn header(text: &str) -> Result<Header, Wrong> {
             };
         } else if let Some(how) = content.strip_prefix("kube-proxy:") {
             header.kube_proxy = kube_proxy(how).map_err(wrong)?;
+        } else if content.starts_with("config:") {
+            // Its addresses are of a family: see config().
         } else if content.starts_with('#') {
             said = true;
         } else if !content.is_empty() {
-            return Err(wrong(anyhow!("{content:?}: want a comment, ids:, families:, kube-proxy: or a section")));
+            return Err(wrong(anyhow!("{content:?}: want a comment, ids:, families:, kube-proxy:, config: or a section")));
         }
     }
     let missing = if said { "ids: of the behaviours that this shows" } else { "a comment that says what this shows" };
@@ -82,8 +91,17 @@ fn kube_proxy(text: &str) -> Result<KubeProxy> {
     }
 }
 
+/// What the header says of the configuration, in the family of the text.
+fn config(text: &str) -> Result<Config, Wrong> {
+    let mut header = numbered(text).take_while(|(_, content)| !content.starts_with("--- "));
+    let Some((line, yaml)) = header.find_map(|(line, content)| Some((line, content.strip_prefix("config:")?))) else {
+        return Ok(Config::default());
+    };
+    yaml_of(yaml).map_err(|(_, error)| (line, error.context("config")))
+}
+
 /// What is said, and why.
-fn because(text: &str) -> Result<(&str, String)> {
+pub(super) fn because(text: &str) -> Result<(&str, String)> {
     let (what, reason) = text.split_once(" because ").context("want ... because REASON")?;
     Ok((what.trim(), reason.trim().to_owned()))
 }
@@ -113,24 +131,47 @@ fn step(line: usize, word: &str, lines: &[(usize, &str)]) -> Result<Step, Wrong>
     let action = match word {
         "apply" => Action::Apply(manifests(lines)?),
         "delete" => Action::Delete(each(lines, reference)?),
+        "address" => Action::Address(each(lines, address)?),
+        wait if wait.starts_with("wait") => {
+            empty(wait, lines)?;
+            Action::Wait(duration(wait).map_err(|error| (line, error))?)
+        }
         "expect" => Action::Expect(expectations(lines)?),
         "restart" | "kill" | "start" => {
-            if let Some((line, content)) = content_of(lines).next() {
-                return Err((line, anyhow!("{content:?}: {word} has no content")));
-            }
+            empty(word, lines)?;
             match word {
                 "restart" => Action::Restart,
                 "kill" => Action::Kill,
                 _ => Action::Start,
             }
         }
-        other => return Err((line, anyhow!("{other:?}: want apply, delete, restart, kill, start or expect"))),
+        other => return Err((line, anyhow!("{other:?}: want apply, delete, address, wait, restart, kill, start or expect"))),
     };
     Ok(Step { line, action })
 }
 
+fn empty(word: &str, lines: &[(usize, &str)]) -> Result<(), Wrong> {
+    content_of(lines).next().map_or(Ok(()), |(line, content)| Err((line, anyhow!("{content:?}: {word} has no content"))))
+}
+
+fn duration(content: &str) -> Result<Duration> {
+    let seconds = content.strip_prefix("wait ").and_then(|rest| rest.trim().strip_suffix('s')).and_then(|rest| rest.parse().ok());
+    seconds.map(Duration::from_secs).with_context(|| format!("{content:?}: want wait and whole seconds, such as wait 4s"))
+}
+
+fn address(_: usize, content: &str) -> Result<AddressChange> {
+    let (word, ip) = content.split_once(' ').context("want add ADDRESS or remove ADDRESS")?;
+    let added = match word {
+        "add" => true,
+        "remove" => false,
+        other => bail!("{other:?}: want add or remove"),
+    };
+    let ip: IpAddr = ip.trim().parse().with_context(|| format!("{ip:?}: want an address"))?;
+    Ok(AddressChange { ip, added })
+}
+
 /// The lines that are not empty and no comments.
-fn content_of<'a>(lines: &[(usize, &'a str)]) -> impl Iterator<Item = (usize, &'a str)> {
+pub(super) fn content_of<'a>(lines: &[(usize, &'a str)]) -> impl Iterator<Item = (usize, &'a str)> {
     lines.iter().copied().filter(|(_, content)| !content.trim_start().is_empty() && !content.starts_with('#'))
 }
 
@@ -147,17 +188,46 @@ fn manifests(lines: &[(usize, &str)]) -> Result<Vec<Manifest>, Wrong> {
 fn manifest(document: &[(usize, &str)]) -> Result<Manifest, Wrong> {
     let first = document.first().map_or(0, |(line, _)| *line);
     let text: String = document.iter().flat_map(|(_, content)| [content, "\n"]).collect();
-    let wrong = |error: serde_saphyr::Error| {
-        let line = error.location().map_or(0, |at| (at.line() as usize).saturating_sub(1));
-        (first + line, anyhow!("{}", error.without_snippet()))
-    };
-    let head: Head = serde_saphyr::from_str(&text).map_err(wrong)?;
+    let wrong = |(line, error): Wrong| (first + line, error);
+    let head: Head = yaml_of(&text).map_err(wrong)?;
     let object = match (&*head.api_version, &*head.kind) {
-        ("v1", "Service") => Object::Service(serde_saphyr::from_str(&text).map_err(wrong)?),
-        ("discovery.k8s.io/v1", "EndpointSlice") => Object::Slice(serde_saphyr::from_str(&text).map_err(wrong)?),
-        (version, kind) => return Err((first, anyhow!("{version} {kind}: want v1 Service or discovery.k8s.io/v1 EndpointSlice"))),
+        ("v1", "Service") => Object::Service(yaml_of(&text).map_err(wrong)?),
+        ("discovery.k8s.io/v1", "EndpointSlice") => Object::Slice(yaml_of(&text).map_err(wrong)?),
+        ("v1", "Node") => {
+            let node = complete_node(yaml_of(&text).map_err(wrong)?);
+            return Ok(Manifest { text: node.to_string(), object: Object::Node(node) });
+        }
+        ("networking.k8s.io/v1", "ServiceCIDR") => {
+            let value = yaml_of(&text).map_err(wrong)?;
+            check_service_cidr(&value).map_err(|error| (first, error))?;
+            Object::ServiceCidr(value)
+        }
+        (version, kind) => {
+            let wanted = "v1 Service, discovery.k8s.io/v1 EndpointSlice, v1 Node or networking.k8s.io/v1 ServiceCIDR";
+            return Err((first, anyhow!("{version} {kind}: want {wanted}")));
+        }
     };
     Ok(Manifest { text, object })
+}
+
+fn check_service_cidr(value: &Value) -> Result<()> {
+    let cidrs = value["spec"]["cidrs"].as_array().context("want spec.cidrs of a ServiceCIDR")?;
+    for cidr in cidrs.iter().filter_map(Value::as_str).filter(|cidr| cidr.contains(':')) {
+        let length: Option<u8> = cidr.split_once('/').and_then(|(_, length)| length.parse().ok());
+        ensure!(
+            length.is_none_or(|length| length >= 64),
+            "{cidr}: the API server gives out no addresses of it: want a /24, which is a /112"
+        );
+    }
+    Ok(())
+}
+
+/// What YAML says. An error has its line, from 0.
+fn yaml_of<T: DeserializeOwned>(text: &str) -> Result<T, Wrong> {
+    serde_saphyr::from_str(text).map_err(|error: serde_saphyr::Error| {
+        let line = error.location().map_or(0, |at| (at.line() as usize).saturating_sub(1));
+        (line, anyhow!("{}", error.without_snippet()))
+    })
 }
 
 #[derive(Deserialize)]
@@ -167,100 +237,15 @@ struct Head {
     kind: String,
 }
 
-fn reference(_: usize, content: &str) -> Result<(Kind, ObjectName)> {
-    let (kind, name) = content.split_once(' ').context("want KIND NAMESPACE/NAME")?;
-    let kind = match kind {
-        "service" => Kind::Service,
-        "endpointslice" => Kind::Slice,
-        other => bail!("{other:?}: want service or endpointslice"),
-    };
-    let (namespace, name) = name.trim().split_once('/').context("want KIND NAMESPACE/NAME")?;
-    Ok((kind, ObjectName::new(namespace, name)))
-}
-
-fn expectations(lines: &[(usize, &str)]) -> Result<Vec<Expectation>, Wrong> {
-    let mut expectations: Vec<Expectation> = Vec::new();
-    for (line, content) in content_of(lines) {
-        let wrong = |error| (line, error);
-        match (content.trim_start().strip_prefix("kube-proxy "), expectations.last_mut()) {
-            (Some(text), Some(expectation)) => difference(text, expectation).map_err(wrong)?,
-            (Some(_), None) => return Err(wrong(anyhow!("kube-proxy differs from an expectation: want one above"))),
-            (None, _) => expectations.push(expectation(line, content).map_err(wrong)?),
-        }
+fn reference(_: usize, content: &str) -> Result<(ObjectKind, ObjectName)> {
+    let (word, name) = content.split_once(' ').context("want KIND NAMESPACE/NAME, or KIND NAME")?;
+    let kind = ObjectKind::ALL.into_iter().find(|(known, _)| *known == word).map(|(_, kind)| kind);
+    let kind = kind.with_context(|| format!("{word:?}: want service, endpointslice, node or servicecidr"))?;
+    let name = name.trim();
+    if kind.is_namespaced() {
+        let (namespace, name) = name.split_once('/').context("want KIND NAMESPACE/NAME")?;
+        return Ok((kind, ObjectName::new(namespace, name)));
     }
-    Ok(expectations)
-}
-
-/// Adds a difference to the expectation above it.
-fn difference(text: &str, expectation: &mut Expectation) -> Result<()> {
-    let (mode, text) = text.split_once("=>").context("want kube-proxy [MODE] => OUTCOME because REASON")?;
-    let modes = match mode.trim() {
-        "" => KubeProxyMode::ALL.to_vec(),
-        one => vec![kube_proxy_mode(one)?],
-    };
-    let (outcome, reason) = because(text)?;
-    let outcome = self::outcome(outcome)?;
-    ensure!(outcome != expectation.outcome, "{outcome}: that is no difference");
-    let twice = modes.iter().find(|mode| expectation.difference(Some(**mode)).is_some());
-    ensure!(twice.is_none(), "two differences of one mode");
-    of_family(&outcome, expectation.destination)?;
-    expectation.differences.push(Difference { modes, outcome, reason });
-    Ok(())
-}
-
-fn kube_proxy_mode(name: &str) -> Result<KubeProxyMode> {
-    let found = KubeProxyMode::ALL.into_iter().find(|mode| mode.to_string() == name);
-    found.with_context(|| format!("{name:?}: want iptables, nftables or, for both, nothing"))
-}
-
-fn expectation(line: usize, content: &str) -> Result<Expectation> {
-    let (flow, outcome) = content.split_once("=>").context("want SOURCE -> ADDRESS:PORT/PROTOCOL => OUTCOME")?;
-    let (sources, destination) = flow.split_once("->").context("want SOURCE -> ADDRESS:PORT/PROTOCOL")?;
-    let (destination, protocol) = destination.trim().split_once('/').context("want ADDRESS:PORT/PROTOCOL")?;
-    let protocol = protocol.parse().map_err(|()| anyhow!("{protocol:?}: want tcp, udp or sctp"))?;
-    let sources = sources.split(',').map(|name| host(name.trim())).collect::<Result<Vec<_>>>()?;
-    let (destination, outcome) = (socket(destination)?, self::outcome(outcome)?);
-    of_family(&outcome, destination)?;
-    Ok(Expectation { line, sources, destination, protocol, outcome, differences: Vec::new() })
-}
-
-fn of_family(outcome: &Outcome, destination: SocketAddr) -> Result<()> {
-    let other = outcome.backends().find(|backend| backend.is_ipv4() != destination.is_ipv4());
-    ensure!(other.is_none(), "{other:?}: not of the destination's family");
-    Ok(())
-}
-
-fn host(name: &str) -> Result<Host> {
-    let found = Host::ALL.into_iter().find(|host| host.name == name);
-    found.with_context(|| format!("{name:?}: want one of {}", Host::ALL.map(|host| host.name).join(", ")))
-}
-
-fn socket(text: &str) -> Result<SocketAddr> {
-    text.parse().with_context(|| format!("{text:?}: want ADDRESS:PORT"))
-}
-
-fn outcome(text: &str) -> Result<Outcome> {
-    let mut parts = text.split(',').map(str::trim);
-    let first = parts.next().unwrap_or_default();
-    let (mut source_kept, mut evenly) = (false, false);
-    for part in parts {
-        match part {
-            "source kept" => source_kept = true,
-            "evenly" => evenly = true,
-            other => bail!("{other:?}: want \"source kept\" or \"evenly\""),
-        }
-    }
-    let backends: BTreeSet<SocketAddr> = match first {
-        "refused" | "untouched" => {
-            ensure!(!source_kept && !evenly, "{text:?}: there is no backend");
-            return Ok(if first == "refused" { Outcome::Refused } else { Outcome::Untouched });
-        }
-        list => list.split('|').map(|backend| socket(backend.trim())).collect::<Result<_>>()?,
-    };
-    // Whatever is to be reached has to be there for executors with real packets.
-    for backend in &backends {
-        let mut hosts = Host::ALL.iter().flat_map(|host| Family::ALL.map(|family| host.address(family)));
-        ensure!(hosts.any(|address| address == backend.ip()), "{backend}: no host has this address");
-    }
-    Ok(Outcome::Backends { backends, source_kept, evenly })
+    ensure!(!name.contains('/'), "{name:?}: a {word} is in no namespace");
+    Ok((kind, ObjectName::new("", name)))
 }

@@ -1,16 +1,20 @@
 //! Probes of expectations with real packets: connections and datagrams between the peers of a [lab](crate::lab).
 
-use std::collections::HashSet;
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashSet};
+use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::{cell::RefCell, thread};
+use std::thread;
 
 use anyhow::{Context, Result, anyhow};
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use proxy_core::model::{Family, Protocol};
 
+use super::object::NODE;
 use super::run::Probe;
-use super::{Host, KubeProxyMode, Observed, Outcome};
-use crate::lab::{Connect, Counts, Lab, LabOptions, Peer, Proto};
+use super::{AddressChange, Choice, Host, KubeProxyMode, Observed, Outcome, Seen};
+use crate::lab::{Connect, Counts, Lab, LabOptions, Peer, Proto, to_v4};
 
 /// Long for a lab on one machine; short enough to see soon that an untranslated address leads to nothing.
 const TIMEOUT_MS: u64 = 500;
@@ -25,13 +29,18 @@ const PER_BACKEND_EVENLY: u64 = 200;
 /// A lab with what has been opened in it: one for many scenarios, one after the other.
 pub(super) struct Probing {
     lab: Lab,
-    listening: RefCell<HashSet<(&'static str, Proto, u16)>>,
+    listening: RefCell<HashSet<(&'static str, Proto, SocketAddr)>>,
+    /// Addresses that node1 has been given.
+    added: RefCell<BTreeSet<IpAddr>>,
+    /// Whether the kernel has such sockets.
+    sctp: bool,
 }
 
 impl Probing {
     /// A lab of two nodes.
     pub(super) fn new() -> Result<Self> {
-        Ok(Self { lab: Lab::new(LabOptions::default())?, listening: RefCell::default() })
+        let sctp = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, SockProtocol::Sctp).is_ok();
+        Ok(Self { lab: Lab::new(LabOptions::default())?, listening: RefCell::default(), added: RefCell::default(), sctp })
     }
 
     /// The lab.
@@ -39,117 +48,245 @@ impl Probing {
         &self.lab
     }
 
-    /// What becomes of new connections or datagrams, for each of `probes`: as many as it takes to tell whether its expectation holds
-    /// (on kube-proxy, where the proxy under test is that). All at once: what is expected to be untouched waits for its timeout.
-    pub(super) fn observe(&self, probes: &[Probe], kube_proxy: Option<KubeProxyMode>) -> Result<Vec<Observed>> {
-        for (_, expectation) in probes {
-            let outcomes = [&expectation.outcome, expectation.wanted(kube_proxy)];
-            let backends = outcomes.into_iter().flat_map(Outcome::backends);
-            backends.into_iter().try_for_each(|backend| self.listen(proto(expectation.protocol), *backend))?;
+    /// Gives node1 addresses, or takes them away.
+    pub(super) fn address(&self, changes: &[AddressChange]) -> Result<()> {
+        for AddressChange { ip, added } in changes {
+            let (word, length, flags) = match (added, ip.is_ipv4()) {
+                (true, true) => ("add", 32, ""),
+                (true, false) => ("add", 128, "nodad"),
+                (false, v4) => ("delete", if v4 { 32 } else { 128 }, ""),
+            };
+            self.lab.ip(NODE, &format!("address {word} {ip}/{length} dev lo {flags}\n"))?;
+            if *added {
+                self.added.borrow_mut().insert(*ip)
+            } else {
+                self.added.borrow_mut().remove(ip)
+            };
         }
-        let lab = &self.lab;
+        Ok(())
+    }
+
+    /// Takes away what a scenario has left.
+    pub(super) fn reset(&self) -> Result<()> {
+        let left: Vec<AddressChange> = self.added.borrow().iter().map(|ip| AddressChange { ip: *ip, added: false }).collect();
+        self.address(&left)
+    }
+
+    /// What becomes of new connections or datagrams, for each of `probes`: as many as it takes to tell whether its expectation holds
+    /// (on kube-proxy, where the proxy under test is that).
+    pub(super) fn observe(&self, probes: &[Probe], kube_proxy: Option<KubeProxyMode>) -> Result<Vec<Observed>> {
+        for (source, expectation) in probes.iter().filter(|(_, expectation)| self.can_send(expectation.protocol)) {
+            let outcomes = [&expectation.outcome, expectation.wanted(kube_proxy)];
+            let proto = proto(expectation.protocol);
+            outcomes.into_iter().flat_map(Outcome::backends).try_for_each(|backend| self.listen(proto, *backend, *source))?;
+            // A node that nobody translates for answers by itself: so a refusal there is the proxy's.
+            self.listen(proto, expectation.destination, *source)?;
+        }
+        let mut observed = vec![Observed::NotTried; probes.len()];
+        for phase in Phase::ALL {
+            let of_phase = |probe: &Probe| self.can_send(probe.1.protocol) && Phase::of(probe.1.wanted(kube_proxy)) == phase;
+            let (places, probes): (Vec<usize>, Vec<Probe>) =
+                probes.iter().copied().enumerate().filter(|(_, probe)| of_phase(probe)).unzip();
+            let seen = match phase {
+                Phase::Untouched | Phase::Dropped => self.silent(&probes, kube_proxy)?,
+                Phase::Answered | Phase::Pinned => self.at_once(&probes, kube_proxy)?,
+            };
+            places.into_iter().zip(seen).for_each(|(place, seen)| observed[place] = seen);
+        }
+        for (source, expectation) in probes.iter().filter(|(_, expectation)| !self.can_send(expectation.protocol)) {
+            println!("{} -> {}: not tried: this kernel has no sockets for it", source.name, expectation.target());
+        }
+        Ok(observed)
+    }
+
+    fn can_send(&self, protocol: Option<Protocol>) -> bool {
+        protocol != Some(Protocol::Sctp) || self.sctp
+    }
+
+    /// Carries out probes all at once.
+    fn at_once(&self, probes: &[Probe], kube_proxy: Option<KubeProxyMode>) -> Result<Vec<Observed>> {
+        let (lab, added) = (&self.lab, &*self.added.borrow());
         thread::scope(|scope| {
-            let threads: Vec<_> = probes.iter().map(|probe| scope.spawn(move || observe(lab, *probe, kube_proxy))).collect();
+            let threads: Vec<_> = probes.iter().map(|probe| scope.spawn(move || observe(lab, added, *probe, kube_proxy))).collect();
             let joined = threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("a probe panicked"))?);
             joined.collect()
         })
     }
 
-    /// Echoes at a backend, as a pod would.
-    fn listen(&self, proto: Proto, backend: SocketAddr) -> Result<()> {
-        let host = Host::ALL.into_iter().find(|host| Family::ALL.iter().any(|family| host.address(*family) == backend.ip()));
-        let host = host.with_context(|| format!("no host has {backend}"))?;
-        let opened = LabOptions::default().listen.contains(&(proto, backend.port()));
-        if !opened && self.listening.borrow_mut().insert((host.name, proto, backend.port())) {
-            self.lab.find(host.name)?.listen(proto, backend.port())?;
+    /// Carries out probes that nobody is to answer: all of them untouched, or all of them dropped. What is untouched is lost, and
+    /// counted, where the lab ends; what is dropped is not.
+    fn silent(&self, probes: &[Probe], kube_proxy: Option<KubeProxyMode>) -> Result<Vec<Observed>> {
+        let before = self.lab.lost()?;
+        let mut observed = self.at_once(probes, kube_proxy)?;
+        let lost: u64 = self.lab.lost()?.iter().sum::<u64>() - before.iter().sum::<u64>();
+        let silent = [Observed::Untouched, Observed::Dropped];
+        let leaves = |ip: IpAddr| leaves_lab(ip) && !self.added.borrow().contains(&ip);
+        let leaving = |(probe, observed): &(&Probe, &Observed)| silent.contains(observed) && leaves(probe.1.destination.ip());
+        let places: Vec<usize> = probes.iter().zip(&observed).enumerate().filter(|(_, one)| leaving(one)).map(|(place, _)| place).collect();
+        let all = |wanted: &Outcome| places.iter().all(|&place| probes[place].1.wanted(kube_proxy) == wanted);
+        let as_wanted = (all(&Outcome::Dropped) && lost == 0) || (all(&Outcome::Untouched) && lost >= places.len() as u64);
+        if !as_wanted && probes.len() > 1 {
+            // Which?
+            return probes.iter().map(|probe| self.silent(&[*probe], kube_proxy).map(|mut one| one.remove(0))).collect();
+        }
+        if !as_wanted {
+            places.iter().for_each(|&place| observed[place] = if lost > 0 { Observed::Untouched } else { Observed::Dropped });
+        }
+        Ok(observed)
+    }
+
+    /// Echoes at a backend, as a pod would, or at any other address of the lab.
+    fn listen(&self, proto: Proto, address: SocketAddr, source: Host) -> Result<()> {
+        let name = if address.ip().is_loopback() {
+            Some(source.name)
+        } else if self.added.borrow().contains(&address.ip()) {
+            Some(NODE)
+        } else {
+            let mut hosts = Host::ALL.into_iter();
+            hosts.find(|host| Family::ALL.iter().any(|family| host.address(*family) == address.ip())).map(|host| host.name)
+        };
+        let Some(name) = name.filter(|_| proto != Proto::Icmp) else { return Ok(()) };
+        let pod = LabOptions::default().pods.iter().any(|pod| pod.name == name);
+        let opened = pod && LabOptions::default().listen.contains(&(proto, address.port()));
+        if !opened && self.listening.borrow_mut().insert((name, proto, address)) {
+            self.lab.find(name)?.listen_at(proto, address)?;
         }
         Ok(())
     }
 }
 
-/// Carries out one probe.
-fn observe(lab: &Lab, (source, expectation): Probe, kube_proxy: Option<KubeProxyMode>) -> Result<Observed> {
-    let (peer, proto) = (lab.find(source.name)?, proto(expectation.protocol));
-    let wanted = expectation.wanted(kube_proxy);
-    let patient = kube_proxy.is_some() && *wanted != Outcome::Untouched;
-    let probe = Connect::new(expectation.destination, proto).timeout_ms(if patient { PATIENT_MS } else { TIMEOUT_MS });
-    let count = match wanted {
-        Outcome::Untouched => 1,
-        Outcome::Refused => 3,
-        Outcome::Backends { backends, evenly, .. } => backends.len() as u64 * if *evenly { PER_BACKEND_EVENLY } else { PER_BACKEND },
-    };
-    // A difference may be just that.
-    let asked = [wanted, &expectation.outcome].into_iter().any(|outcome| matches!(outcome, Outcome::Backends { source_kept: true, .. }));
-    let counts = if proto == Proto::Udp || *wanted == Outcome::Untouched {
-        from_own_ports(peer, &probe, count, expectation.flow(source).source)
-    } else {
-        peer.spray(probe.clone(), count)
-    };
-    let counts = counts.with_context(|| format!("{} of {lab}", source.name))?;
-    match observed(&counts, expectation.destination, is_node(source) && proto == Proto::Udp) {
-        Observed::Backends { backends, evenly, .. } if asked => {
-            Ok(Observed::Backends { backends, evenly, source_kept: source_kept(peer, &probe)? })
+/// Probes that may be carried out at once.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Those that somebody answers or refuses.
+    Answered,
+    /// Those that nobody does: they wait for their timeout.
+    Untouched,
+    /// Those that go nowhere, while there are no others that do.
+    Dropped,
+    /// Those that must go where one of the others has gone.
+    Pinned,
+}
+
+impl Phase {
+    const ALL: [Phase; 4] = [Phase::Answered, Phase::Untouched, Phase::Dropped, Phase::Pinned];
+
+    fn of(wanted: &Outcome) -> Self {
+        match wanted {
+            Outcome::Untouched => Phase::Untouched,
+            Outcome::Dropped => Phase::Dropped,
+            Outcome::Refused | Outcome::Backends { .. } => Phase::Answered,
+            Outcome::Pinned { .. } => Phase::Pinned,
         }
-        other => Ok(other),
     }
 }
 
-/// Probes from ports that nothing else uses, below those that the kernel chooses. Connection tracking remembers what became of a
-/// datagram, and of a connection that nobody answered, for whatever comes from that port later: an expectation is about new flows.
+/// Whether packets to an address that nobody translates leave the lab: all do but those to its nodes and pods.
+fn leaves_lab(ip: IpAddr) -> bool {
+    let v4 = match ip {
+        IpAddr::V4(ip) => Some(ip),
+        IpAddr::V6(ip) => to_v4(ip),
+    };
+    let within = v4.map_or(ip.is_loopback(), |ip| ip.is_loopback() || matches!(ip.octets(), [10, 0 | 1, ..]));
+    !within
+}
+
+/// Carries out one probe. Where nobody answers it counts as what it was to be: untouched or dropped.
+fn observe(lab: &Lab, added: &BTreeSet<IpAddr>, (source, expectation): Probe, kube_proxy: Option<KubeProxyMode>) -> Result<Observed> {
+    let (peer, proto) = (lab.find(source.name)?, proto(expectation.protocol));
+    let wanted = expectation.wanted(kube_proxy);
+    let silent = matches!(wanted, Outcome::Untouched | Outcome::Dropped);
+    let patient = kube_proxy.is_some() && !silent;
+    let probe = Connect::new(expectation.destination, proto).timeout_ms(if patient { PATIENT_MS } else { TIMEOUT_MS });
+    let count = match wanted {
+        Outcome::Untouched | Outcome::Dropped => 1,
+        Outcome::Refused => 3,
+        Outcome::Backends { backends, choice: Choice::Evenly, .. } => backends.len() as u64 * PER_BACKEND_EVENLY,
+        Outcome::Backends { backends, .. } => backends.len() as u64 * PER_BACKEND,
+        Outcome::Pinned { .. } => PER_BACKEND,
+    };
+    let counts = if matches!(proto, Proto::Udp | Proto::Icmp) || silent {
+        from_own_ports(peer, &probe, count, expectation.source_address(source))
+    } else {
+        peer.spray(probe, count)
+    };
+    let counts = counts.with_context(|| format!("{} of {lab}", source.name))?;
+    // ERR-01: what a host's own datagrams meet when netfilter refuses or drops them.
+    let not_permitted = if source.is_node() && proto != Proto::Tcp { counts.errors.get("EPERM").copied().unwrap_or(0) } else { 0 };
+    Ok(observed(&counts, expectation.destination, not_permitted, wanted, seen(lab, added, source, &counts)?))
+}
+
+/// Probes from ports that nothing else uses, below those that the kernel chooses and those of Services. Connection tracking remembers
+/// what became of a datagram, and of a connection that nobody answered, for whatever comes from that port later: an expectation is
+/// about new flows.
 fn from_own_ports(peer: &Peer, probe: &Connect, count: u64, source: IpAddr) -> Result<Counts> {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let mut counts = Counts::default();
     for _ in 0..count {
-        let port = 12_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 20_000;
+        let port = 12_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 18_000;
         counts.add(&peer.probe(probe.clone().from(SocketAddr::new(source, port)))?);
     }
     Ok(counts)
 }
 
-/// Whether the backends see the sender's own address.
-fn source_kept(peer: &Peer, probe: &Connect) -> Result<bool> {
-    for _ in 0..8 {
-        let answer = peer.probe(probe.clone())?.into_answer()?;
-        if !peer.addresses().contains(&answer.seen_source.ip().to_canonical()) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+/// Whom backends saw.
+fn seen(lab: &Lab, added: &BTreeSet<IpAddr>, source: Host, counts: &Counts) -> Result<Seen> {
+    let (own, node) = (lab.find(source.name)?.addresses(), lab.find(NODE)?.addresses());
+    let of_node = |ip: &IpAddr| node.contains(ip) || added.contains(ip) || (source.name == NODE && ip.is_loopback());
+    let all_of_node = counts.sources.keys().all(of_node);
+    Ok(match source.name {
+        NODE if all_of_node => Seen::OwnNode,
+        _ if counts.sources.keys().all(|ip| own.contains(ip)) => Seen::Own,
+        _ if all_of_node => Seen::Node,
+        _ => Seen::Other,
+    })
 }
 
-fn proto(protocol: Protocol) -> Proto {
+fn proto(protocol: Option<Protocol>) -> Proto {
     match protocol {
-        Protocol::Tcp => Proto::Tcp,
-        Protocol::Udp => Proto::Udp,
-        Protocol::Sctp => Proto::Sctp,
+        Some(Protocol::Tcp) => Proto::Tcp,
+        Some(Protocol::Udp) => Proto::Udp,
+        Some(Protocol::Sctp) => Proto::Sctp,
+        None => Proto::Icmp,
     }
-}
-
-fn is_node(host: Host) -> bool {
-    host.name.starts_with("node")
 }
 
 /// What the counts of one destination's probes say.
-fn observed(counts: &Counts, destination: SocketAddr, host_udp: bool) -> Observed {
+fn observed(counts: &Counts, destination: SocketAddr, not_permitted: u64, wanted: &Outcome, seen: Seen) -> Observed {
     let all = counts.answered() + counts.failed();
-    // ERR-01: what a host's own datagrams meet when netfilter refuses them.
-    let not_permitted = if host_udp { counts.errors.get("EPERM").copied().unwrap_or(0) } else { 0 };
-    let servers = counts.servers.iter().map(|(server, count)| (canonical(*server), *count));
-    if counts.timeouts == all || (counts.answered() == all && counts.servers.keys().all(|server| canonical(*server) == destination)) {
+    let dropped = counts.timeouts + if *wanted == Outcome::Dropped { not_permitted } else { 0 };
+    let servers: Vec<(SocketAddr, u64)> = counts.servers.iter().map(|(server, count)| (canonical(*server), *count)).collect();
+    if dropped == all {
+        if *wanted == Outcome::Untouched { Observed::Untouched } else { Observed::Dropped }
+    } else if counts.answered() == all && servers.iter().all(|(server, _)| *server == destination) {
         Observed::Untouched
     } else if counts.refused + not_permitted == all {
         Observed::Refused
-    } else if counts.answered() == all {
-        let evenly = is_even(&counts.servers.values().copied().collect::<Vec<_>>(), all);
-        Observed::Backends { backends: servers.map(|(server, _)| server).collect(), source_kept: true, evenly }
+    } else if counts.answered() < all {
+        Observed::Other(described(counts))
+    } else if let ([(backend, _)], true) = (&servers[..], wanted.is_pinned()) {
+        Observed::One { backend: *backend, seen }
     } else {
-        Observed::Other(format!("{counts:?}"))
+        let evenly = is_even(&servers.iter().map(|(_, count)| *count).collect::<Vec<_>>(), all);
+        let backends = servers.into_iter().map(|(server, _)| server).collect();
+        Observed::Backends { backends, evenly, sticky: false, seen }
     }
 }
 
+fn described(counts: &Counts) -> String {
+    let mut text = String::new();
+    let servers = counts.servers.iter().map(|(server, count)| (server.to_string(), *count));
+    let others = [("refused".to_owned(), counts.refused), ("without an answer".to_owned(), counts.timeouts)];
+    let errors = counts.errors.iter().map(|(errno, count)| (errno.clone(), *count));
+    for (what, count) in servers.chain(others).chain(errors).filter(|(_, count)| *count > 0) {
+        // Writing to a string does not fail.
+        let _ = write!(text, "{}{count} {what}", if text.is_empty() { "" } else { ", " });
+    }
+    text
+}
+
 fn canonical(address: SocketAddr) -> SocketAddr {
-    let ip: IpAddr = address.ip().to_canonical();
-    SocketAddr::new(ip, address.port())
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// Whether no share is more than five standard deviations from what it should be: by chance once in a million.

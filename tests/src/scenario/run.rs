@@ -1,26 +1,29 @@
 //! Carrying a scenario out.
 
-use std::collections::BTreeSet;
-use std::fmt;
-use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use proxy_core::cluster::Kind;
 use proxy_core::model::ObjectName;
 
-use super::{Action, Expectation, Host, KubeProxyMode, Manifest, Outcome, Scenario};
+use super::{Action, AddressChange, Expectation, Host, KubeProxyMode, Manifest, ObjectKind, Observed, Pins, Scenario};
 
 /// An expectation, from one of its sources.
 pub type Probe<'a> = (Host, &'a Expectation);
 
 /// Something that a scenario can be carried out on: a cluster's objects, an agent that follows them, and packets. It begins with
-/// no objects and an agent that runs.
+/// the [objects that are always there](super::object::defaults) and an agent that runs, configured as the scenario says.
 pub trait Executor {
     /// Adds or alters objects. An agent that runs has taken them in when this returns.
     fn apply(&mut self, manifests: &[Manifest]) -> Result<()>;
 
     /// Deletes objects, in the same way.
-    fn delete(&mut self, objects: &[(Kind, ObjectName)]) -> Result<()>;
+    fn delete(&mut self, objects: &[(ObjectKind, ObjectName)]) -> Result<()>;
+
+    /// Gives node1 addresses, or takes them away, on its `lo`.
+    fn address(&mut self, changes: &[AddressChange]) -> Result<()>;
+
+    /// Lets time pass, if it passes here.
+    fn wait(&mut self, duration: Duration) -> Result<()>;
 
     /// Ends the agent; what it has programmed stays. By asking it to, or (`killed`) as a crash would.
     fn stop(&mut self, killed: bool) -> Result<()>;
@@ -41,98 +44,56 @@ pub trait Executor {
     }
 }
 
-/// What became of packets.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Observed {
-    /// Every one passed as it was: nobody answered at the destination, or the destination itself.
-    Untouched,
-    /// Every one was refused.
-    Refused,
-    /// Every one was answered by these backends.
-    Backends {
-        /// All that answered.
-        backends: BTreeSet<SocketAddr>,
-        /// They saw the sender's own address.
-        source_kept: bool,
-        /// In shares that chance explains.
-        evenly: bool,
-    },
-    /// Anything else, in words.
-    Other(String),
-}
-
-impl Observed {
-    /// Whether this is what was wanted.
-    pub fn satisfies(&self, wanted: &Outcome) -> bool {
-        match (wanted, self) {
-            (Outcome::Untouched, Observed::Untouched) | (Outcome::Refused, Observed::Refused) => true,
-            (Outcome::Backends { backends: b, source_kept: s, evenly: e }, Observed::Backends { backends, source_kept, evenly }) => {
-                b == backends && (*source_kept || !s) && (*evenly || !e)
-            }
-            _ => false,
-        }
-    }
-}
-
-impl fmt::Display for Observed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Observed::Untouched => f.write_str("untouched"),
-            Observed::Refused => f.write_str("refused"),
-            Observed::Backends { backends, source_kept, evenly } => {
-                f.write_str(&backends.iter().map(ToString::to_string).collect::<Vec<_>>().join(" | "))?;
-                f.write_str(if *source_kept { ", source kept" } else { ", source not kept" })?;
-                f.write_str(if *evenly { "" } else { ", unevenly" })
-            }
-            Observed::Other(text) => f.write_str(text),
-        }
-    }
-}
-
 /// Carries a scenario out. The error of an expectation that does not hold lists its whole section, and what was programmed.
 pub fn run(scenario: &Scenario, executor: &mut dyn Executor) -> Result<()> {
+    let mut pins = Pins::default();
     for step in &scenario.steps {
         let place = || format!("{scenario}: {}.txt:{}", scenario.name, step.line);
-        take(&step.action, executor).with_context(place)?;
+        take(&step.action, executor, &mut pins).with_context(place)?;
     }
     Ok(())
 }
 
-/// Carries one step out.
-pub fn take(action: &Action, executor: &mut dyn Executor) -> Result<()> {
+/// Carries one step out. `pins` is what the steps before have chosen.
+pub fn take(action: &Action, executor: &mut dyn Executor, pins: &mut Pins) -> Result<()> {
     match action {
         Action::Apply(manifests) => executor.apply(manifests),
         Action::Delete(objects) => executor.delete(objects),
+        Action::Address(changes) => executor.address(changes),
+        Action::Wait(duration) => executor.wait(*duration),
         Action::Restart => executor.stop(false).and_then(|()| executor.start()),
         Action::Kill => executor.stop(true),
         Action::Start => executor.start(),
-        Action::Expect(expectations) => check(expectations, executor),
+        Action::Expect(expectations) => check(expectations, executor, pins),
     }
 }
 
-fn check(expectations: &[Expectation], executor: &mut dyn Executor) -> Result<()> {
+fn check(expectations: &[Expectation], executor: &mut dyn Executor, pins: &mut Pins) -> Result<()> {
     let each = |expectation| move |source: &Host| (*source, expectation);
     let probes: Vec<Probe> = expectations.iter().flat_map(|e| e.sources.iter().map(each(e))).collect();
     let observed = executor.observe(&probes)?;
     let kube_proxy = executor.kube_proxy();
-    if probes.iter().zip(&observed).all(|((_, expectation), observed)| expectation.holds(observed, kube_proxy)) {
+    let mut good = Vec::with_capacity(probes.len());
+    for ((source, expectation), observed) in probes.iter().zip(&observed) {
+        good.push(expectation.holds(*source, observed, kube_proxy, pins));
+        pins.remember(*source, expectation.wanted(kube_proxy), observed);
+    }
+    if good.iter().all(|good| *good) {
         return Ok(());
     }
-    bail!("not as expected\n{}\n{}", table(&probes, &observed, kube_proxy), executor.state());
+    bail!("not as expected\n{}\n{}", table(&probes, &observed, &good, kube_proxy), executor.state());
 }
 
 /// A listing of what was expected and what was seen.
-fn table(probes: &[Probe], observed: &[Observed], kube_proxy: Option<KubeProxyMode>) -> String {
+fn table(probes: &[Probe], observed: &[Observed], good: &[bool], kube_proxy: Option<KubeProxyMode>) -> String {
     let mut lines = vec![["line".into(), "flow".into(), "expected".into(), "actual".into()]];
-    for ((source, expectation), observed) in probes.iter().zip(observed) {
-        let protocol = expectation.protocol.to_string().to_lowercase();
-        let good = expectation.holds(observed, kube_proxy);
+    for (((source, expectation), observed), good) in probes.iter().zip(observed).zip(good) {
         let differs = expectation.difference(kube_proxy).map_or("", |_| " (a difference)");
         lines.push([
-            format!("{} {}", if good { "  " } else { "✗ " }, expectation.line),
-            format!("{} -> {}/{protocol}", source.name, expectation.destination),
+            format!("{} {}", if *good { "  " } else { "✗ " }, expectation.line),
+            format!("{} -> {}", source.name, expectation.target()),
             format!("{}{differs}", expectation.wanted(kube_proxy)),
-            if good { "as expected".into() } else { observed.to_string() },
+            if *good { "as expected".into() } else { observed.to_string() },
         ]);
     }
     let width = |column: usize| lines.iter().map(|line: &[String; 4]| line[column].chars().count()).max().unwrap_or(0);

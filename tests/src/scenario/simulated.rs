@@ -2,69 +2,95 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use proxy_core::cluster::Kind;
-use proxy_core::forward::{Flow, Forwarding, Verdict};
+use proxy_core::forward::{Flow, Forwarding, SourceSeen, Verdict};
 use proxy_core::lower::bpf::Bpf;
 use proxy_core::lower::nft::Nft;
 use proxy_core::lower::{Lowering, ObjectsOf};
 use proxy_core::model::{Change, Family, ObjectName};
 use proxy_core::plan::Plan;
+use proxy_core::settings::Settings;
 use proxy_core::view::ServiceView;
 
+use super::object::{self, NODE};
 use super::run::Probe;
-use super::{Executor, Manifest, Observed};
+use super::{AddressChange, Config, Executor, Host, Manifest, ObjectKind, Observed, Seen};
 
 /// The objects of a cluster and what an agent makes of them. Serves as an executor: the model, which every dataplane is held to.
-#[derive(Default)]
 pub struct Model {
-    /// What the API server has.
-    objects: BTreeMap<(Kind, ObjectName), Change>,
+    /// What the API server has: nothing but its name where the agent does not look at it.
+    objects: BTreeMap<(ObjectKind, ObjectName), Option<Change>>,
+    /// The addresses of node1.
+    host: Vec<IpAddr>,
+    settings: Settings,
     /// What the agent knows, or knew when it ended.
     forwarding: Forwarding,
     stopped: bool,
 }
 
 impl Model {
+    /// Knows what every scenario begins with.
+    pub fn new(config: &Config) -> Result<Self> {
+        let settings = config.settings(NODE)?;
+        let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        let node = Host::ALL.into_iter().filter(|host| host.name == NODE);
+        let host = node.flat_map(|node| Family::ALL.map(|family| node.address(family))).chain(loopback).collect();
+        let forwarding = Forwarding::new(settings.clone());
+        let mut model = Self { objects: BTreeMap::new(), host, settings, forwarding, stopped: false };
+        model.forwarding.apply(Change::HostAddresses(model.host.clone().into()));
+        model.apply(&object::defaults())?;
+        Ok(model)
+    }
+
     /// What is or was known last.
     pub fn forwarding(&self) -> &Forwarding {
         &self.forwarding
     }
 
-    fn take(&mut self, kind: Kind, name: ObjectName, change: Change, gone: bool) {
-        if gone {
-            self.objects.remove(&(kind, name));
-        } else {
-            self.objects.insert((kind, name), change.clone());
-        }
-        if !self.stopped {
+    fn learn(&mut self, change: Option<Change>) {
+        if let Some(change) = change.filter(|_| !self.stopped) {
             self.forwarding.apply(change);
         }
+    }
+
+    fn flow(&self, (source, expectation): &Probe) -> Flow {
+        expectation.flow(*source, &self.host)
     }
 }
 
 impl Executor for Model {
     fn apply(&mut self, manifests: &[Manifest]) -> Result<()> {
         for manifest in manifests {
-            let kind = manifest.object.kind();
             // One without a name cannot exist; whoever reads it from a file leaves it out.
-            if let (Some(name), Some(change)) = (manifest.object.name(), manifest.object.convert().change) {
-                self.take(kind, name, change, false);
-            }
+            let Some(name) = manifest.object.name() else { continue };
+            let change = manifest.object.change();
+            self.objects.insert((manifest.object.kind(), name), change.clone());
+            self.learn(change);
         }
         Ok(())
     }
 
-    fn delete(&mut self, objects: &[(Kind, ObjectName)]) -> Result<()> {
+    fn delete(&mut self, objects: &[(ObjectKind, ObjectName)]) -> Result<()> {
         for (kind, name) in objects {
-            ensure!(self.objects.contains_key(&(*kind, name.clone())), "there is no {kind:?} {name} to delete");
-            let change = match kind {
-                Kind::Service => Change::Service(name.clone(), None),
-                Kind::Slice => Change::Slice(name.clone(), None),
-            };
-            self.take(*kind, name.clone(), change, true);
+            ensure!(self.objects.remove(&(*kind, name.clone())).is_some(), "there is no {kind} {name} to delete");
+            self.learn(kind.removal(name));
         }
+        Ok(())
+    }
+
+    fn address(&mut self, changes: &[AddressChange]) -> Result<()> {
+        for AddressChange { ip, added } in changes {
+            self.host.retain(|known| known != ip);
+            self.host.extend(added.then_some(*ip));
+        }
+        self.learn(Some(Change::HostAddresses(self.host.clone().into())));
+        Ok(())
+    }
+
+    fn wait(&mut self, _: Duration) -> Result<()> {
         Ok(())
     }
 
@@ -77,57 +103,75 @@ impl Executor for Model {
     fn start(&mut self) -> Result<()> {
         ensure!(self.stopped, "the agent runs already");
         self.stopped = false;
-        self.forwarding = Forwarding::default();
-        for change in self.objects.values() {
+        self.forwarding = Forwarding::new(self.settings.clone());
+        self.forwarding.apply(Change::HostAddresses(self.host.clone().into()));
+        for change in self.objects.values().flatten() {
             self.forwarding.apply(change.clone());
         }
         Ok(())
     }
 
     fn observe(&mut self, probes: &[Probe]) -> Result<Vec<Observed>> {
-        let one = |(source, expectation): &Probe| observed(self.forwarding.decide(&expectation.flow(*source)));
-        Ok(probes.iter().map(one).collect())
+        Ok(probes.iter().map(|probe| observed(self.forwarding.decide(&self.flow(probe)), probe.0)).collect())
     }
 
     fn state(&mut self) -> String {
-        format!("served:\n{}", listing(&self.forwarding.view()))
+        Family::ALL
+            .map(|family| format!("{family} served:\n{}", listing(&self.forwarding.view(&Nft::new(family, &self.settings)))))
+            .concat()
     }
 }
 
-/// The source is kept and the choice is even by the meaning of a verdict.
-fn observed(verdict: Verdict) -> Observed {
+/// The choice is even by the meaning of a verdict.
+fn observed(verdict: Verdict, from: Host) -> Observed {
     match verdict {
         Verdict::Untouched => Observed::Untouched,
         Verdict::Rejected => Observed::Refused,
-        Verdict::Backends(backends) => Observed::Backends { backends, source_kept: true, evenly: true },
+        Verdict::Dropped => Observed::Dropped,
+        Verdict::Backends { backends, source, is_sticky } => {
+            let seen = match source {
+                _ if from.name == NODE => Seen::OwnNode,
+                SourceSeen::Kept => Seen::Own,
+                SourceSeen::Masqueraded => Seen::Node,
+                // Whatever is expected of it.
+                SourceSeen::Either => Seen::OwnNode,
+            };
+            Observed::Backends { backends, evenly: true, sticky: is_sticky, seen }
+        }
     }
 }
 
 fn listing(view: &[ServiceView]) -> String {
-    let list = |addresses: &[proxy_core::model::Address]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-    let line = |v: &ServiceView| {
-        let ServiceView { namespace, service, port, protocol, frontends, backends } = v;
-        format!("  {namespace}/{service}:{port}/{protocol} {} => {}\n", list(frontends), list(backends))
-    };
+    let line = |v: &ServiceView| serde_json::to_string(v).map_or_else(|error| error.to_string(), |text| format!("  {text}\n"));
     view.iter().map(line).collect()
 }
 
 /// A lowering that a kernel is simulated for.
-pub trait Simulated: Lowering + Copy + 'static {
+pub trait Simulated: Lowering + 'static {
     /// The mechanism's name.
     const NAME: &'static str;
-    /// Its instances.
-    const INSTANCES: &'static [Self];
+    /// Whether all is served. If not, what it leaves untouched is for another mechanism beside it.
+    const IS_WHOLE: bool;
+    /// Its instances, with their names.
+    fn all(settings: &Settings) -> Vec<(String, Self)>;
 }
 
 impl Simulated for Bpf {
     const NAME: &'static str = "bpf";
-    const INSTANCES: &'static [Self] = &[Bpf];
+    const IS_WHOLE: bool = false;
+
+    fn all(_: &Settings) -> Vec<(String, Self)> {
+        vec![("maps".into(), Bpf)]
+    }
 }
 
 impl Simulated for Nft {
     const NAME: &'static str = "nft";
-    const INSTANCES: &'static [Self] = &[Nft { family: Family::V4 }, Nft { family: Family::V6 }];
+    const IS_WHOLE: bool = true;
+
+    fn all(settings: &Settings) -> Vec<(String, Self)> {
+        Family::ALL.map(|family| (format!("table {family}"), Nft::new(family, settings))).into()
+    }
 }
 
 /// An agent that programs one mechanism, on a simulated kernel as strict as the real one.
@@ -137,16 +181,24 @@ pub struct Lowered<L: Lowering> {
 }
 
 struct Table<L: Lowering> {
+    name: String,
     lowering: L,
     plan: Plan<L>,
     kernel: ObjectsOf<L>,
 }
 
-impl<L: Simulated> Default for Lowered<L> {
-    fn default() -> Self {
-        let table =
-            |lowering: &L| Table { lowering: *lowering, plan: Plan::new(*lowering, ObjectsOf::<L>::new()), kernel: ObjectsOf::<L>::new() };
-        Self { model: Model::default(), tables: L::INSTANCES.iter().map(table).collect() }
+impl<L: Simulated> Lowered<L> {
+    /// Has programmed what every scenario begins with.
+    pub fn new(config: &Config) -> Result<Self> {
+        let model = Model::new(config)?;
+        let table = |(name, lowering): (String, L)| {
+            let plan = Plan::new(lowering.clone(), ObjectsOf::<L>::new(), &model.forwarding);
+            Table { name, lowering, plan, kernel: ObjectsOf::<L>::new() }
+        };
+        let tables = L::all(&model.settings).into_iter().map(table).collect();
+        let mut lowered = Self { model, tables };
+        lowered.program()?;
+        Ok(lowered)
     }
 }
 
@@ -166,10 +218,9 @@ impl<L: Simulated> Lowered<L> {
     /// Everything that the kernel holds, in order, by instance; instances that hold nothing but their base are left out.
     pub fn objects(&self) -> String {
         let mut text = String::new();
-        for table in self.tables.iter().filter(|table| table.kernel != table.lowering.base()) {
-            if self.tables.len() > 1 {
-                let _ = writeln!(text, "{:?}", table.lowering);
-            }
+        let base = |table: &Table<L>| table.lowering.base(self.model.forwarding.surroundings());
+        for table in self.tables.iter().filter(|table| table.kernel != base(table)) {
+            let _ = writeln!(text, "{}", table.name);
             let _ = table.kernel.iter().try_for_each(|(key, value)| writeln!(text, "  {key} = {value}"));
         }
         text
@@ -191,9 +242,7 @@ impl<L: Simulated> Table<L> {
         self.carry_out(&steps)?;
         ensure!(self.kernel == self.plan.desired(), "the kernel holds something else than is wanted");
         ensure!(self.plan.due().is_empty(), "a second commit has something to do");
-        let view: Vec<ServiceView> = forwarding.view();
-        let mine = |view: &ServiceView| view.frontends.iter().any(|frontend| self.lowering.serves(Family::of(frontend.ip)));
-        let view: Vec<ServiceView> = view.into_iter().filter(mine).collect();
+        let view: Vec<ServiceView> = forwarding.view(&self.lowering);
         ensure!(
             L::view(&self.kernel) == view,
             "what is programmed reads\n{}instead of\n{}",
@@ -217,8 +266,16 @@ impl<L: Simulated> Executor for Lowered<L> {
         self.model.apply(manifests).and_then(|()| self.program())
     }
 
-    fn delete(&mut self, objects: &[(Kind, ObjectName)]) -> Result<()> {
+    fn delete(&mut self, objects: &[(ObjectKind, ObjectName)]) -> Result<()> {
         self.model.delete(objects).and_then(|()| self.program())
+    }
+
+    fn address(&mut self, changes: &[AddressChange]) -> Result<()> {
+        self.model.address(changes).and_then(|()| self.program())
+    }
+
+    fn wait(&mut self, duration: Duration) -> Result<()> {
+        self.model.wait(duration)
     }
 
     fn stop(&mut self, killed: bool) -> Result<()> {
@@ -228,15 +285,18 @@ impl<L: Simulated> Executor for Lowered<L> {
     fn start(&mut self) -> Result<()> {
         self.model.start()?;
         for table in &mut self.tables {
-            table.plan = Plan::new(table.lowering, table.kernel.clone());
+            table.plan = Plan::new(table.lowering.clone(), table.kernel.clone(), &self.model.forwarding);
         }
         self.program()
     }
 
     fn observe(&mut self, probes: &[Probe]) -> Result<Vec<Observed>> {
-        let one = |(source, expectation): &Probe| {
-            let flow = expectation.flow(*source);
-            self.table(&flow).map_or(Observed::Untouched, |table| observed(L::decide(&table.kernel, &flow)))
+        let one = |probe: &Probe| {
+            let flow = self.model.flow(probe);
+            let verdict = self.table(&flow).map(|table| table.lowering.decide(&table.kernel, &flow));
+            let left = |verdict: &Verdict| !L::IS_WHOLE && *verdict == Verdict::Untouched;
+            let verdict = verdict.filter(|verdict| !left(verdict)).unwrap_or_else(|| self.model.forwarding.decide(&flow));
+            observed(verdict, probe.0)
         };
         Ok(probes.iter().map(one).collect())
     }

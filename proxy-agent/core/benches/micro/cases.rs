@@ -7,6 +7,7 @@ use proxy_core::lower::Lowering;
 use proxy_core::lower::bpf::Bpf;
 use proxy_core::lower::nft::Nft;
 use proxy_core::model::{Change, Family, ObjectName};
+use proxy_core::settings::Settings;
 
 use crate::alloc::resident;
 use crate::meter::{Meter, Row};
@@ -25,7 +26,7 @@ pub(crate) fn run(services: u32, load: Meter, change: Meter) -> Vec<Row> {
     let mut selected = cases.load(&mut forwarding);
     let changes = cases.change(&mut forwarding);
     cases.lowering("bpf", || Bpf, &mut forwarding, &changes);
-    cases.lowering("nft", || Nft { family: Family::V4 }, &mut forwarding, &changes);
+    cases.lowering("nft", || Nft::new(Family::V4, &Settings::default()), &mut forwarding, &changes);
     // The changes share what they say with those that took them in.
     drop(changes);
     selected.resident = resident(forwarding);
@@ -189,5 +190,6 @@ fn service_of(change: &Change) -> &ObjectName {
     match change {
         Change::Slice(_, Some(slice)) => &slice.service,
         Change::Service(name, _) | Change::Slice(name, _) => name,
+        Change::Node(_) | Change::ServiceCidr(..) | Change::HostAddresses(_) => unreachable!("the changes are of slices"),
     }
 }

@@ -3,16 +3,17 @@
 use std::collections::BTreeSet;
 use std::hint::black_box;
 
-use proxy_core::forward::{Forwarding, Route};
+use proxy_core::forward::Forwarding;
 use proxy_core::input::{convert_endpoint_slice, convert_service, object};
 use proxy_core::ledger::{Kinds, Ledger};
 use proxy_core::lower::{Lowering, ObjectsOf, StepOf};
-use proxy_core::model::{Change, Frontend, ObjectName};
+use proxy_core::model::{Change, ObjectName};
 use proxy_core::plan::Plan;
-use proxy_core::slots::{PortKey, Slots};
+use proxy_core::route::Route;
+use proxy_core::slots::Slots;
 
 /// What *select* makes of a change: a Service and what is routed for it.
-pub(crate) type Selected = (ObjectName, Vec<(Frontend, Route)>);
+pub(crate) type Selected = (ObjectName, Vec<Route>);
 /// What *lower* makes of that: the objects that the Service had, and those that it gets.
 pub(crate) type Lowered<L> = [Vec<(<L as Lowering>::Key, <L as Lowering>::Value)>; 2];
 
@@ -33,7 +34,7 @@ pub(crate) fn convert_one_service(object: &object::Service) -> Change {
 
 /// *convert*: an EndpointSlice.
 pub(crate) fn convert_one_slice(object: &object::EndpointSlice) -> Change {
-    convert_endpoint_slice(object).change.expect("a change")
+    convert_endpoint_slice(object, "node-007").change.expect("a change")
 }
 
 /// *select*: the Services that changed, with their routes.
@@ -56,15 +57,11 @@ pub(crate) struct Lower<L> {
 
 impl<L: Lowering> Lower<L> {
     pub(crate) fn new(lowering: L) -> Self {
-        Self { lowering, slots: Slots::default() }
+        Self { lowering, slots: Slots::new(L::IS_NUMBERED) }
     }
 
     pub(crate) fn lower(&mut self, (name, routes): &Selected) -> Lowered<L> {
-        let ports = routes.iter().map(|(frontend, route)| {
-            let key = PortKey { name: route.port.port.clone(), frontend: *frontend };
-            (key, route.backends.clone())
-        });
-        let former = self.slots.seat(name, ports.collect());
+        let former = self.slots.seat(name, routes.clone());
         [&former, self.slots.of(name)].map(|seats| {
             let mut objects = Vec::new();
             self.lowering.objects(name, seats, &mut objects);
@@ -100,7 +97,7 @@ pub(crate) struct Whole<L: Lowering>(Plan<L>);
 
 impl<L: Lowering> Whole<L> {
     pub(crate) fn new(lowering: L) -> Self {
-        Self(Plan::new(lowering, ObjectsOf::<L>::new()))
+        Self(Plan::new(lowering, ObjectsOf::<L>::new(), &Forwarding::default()))
     }
 
     /// Takes the touched Services in and carries out what is to be done; returns the number of steps.

@@ -35,14 +35,9 @@ fn used(object: &object::EndpointSlice, name: &ObjectName, node: &str, report: &
             return None;
         }
     };
-    let (endpoints, zones): (Vec<_>, Vec<_>) = endpoints(object, family, node, report).into_iter().unzip();
-    let hinted = zones.iter().any(|zones: &Box<[Arc<str>]>| !zones.is_empty());
-    Some(Slice {
-        service: ObjectName { namespace: name.namespace.clone(), name: service.into() },
-        ports: ports(object, report),
-        endpoints: endpoints.into(),
-        zones: if hinted { zones.into() } else { Box::default() },
-    })
+    let (endpoints, zones) = endpoints(object, family, node, report);
+    let service = ObjectName { namespace: name.namespace.clone(), name: service.into() };
+    Some(Slice { service, ports: ports(object, report), endpoints, zones })
 }
 
 fn ports(object: &object::EndpointSlice, report: &mut Report) -> Box<[SlicePort]> {
@@ -63,9 +58,14 @@ fn ports(object: &object::EndpointSlice, report: &mut Report) -> Box<[SlicePort]
     ports.into()
 }
 
-/// The endpoints, each with the zones for which it is.
-fn endpoints(object: &object::EndpointSlice, family: Family, node: &str, report: &mut Report) -> Vec<(Endpoint, Box<[Arc<str>]>)> {
+/// The zones for which each of a slice's endpoints is.
+type Zones = Box<[Box<[Arc<str>]>]>;
+
+fn endpoints(object: &object::EndpointSlice, family: Family, node: &str, report: &mut Report) -> (Box<[Endpoint]>, Zones) {
     let mut endpoints = Vec::with_capacity(object.endpoints.len());
+    // Most slices have none.
+    let hinted = object.endpoints.iter().any(|endpoint| !endpoint.hints.for_zones.is_empty());
+    let mut zones = Vec::new();
     for (i, endpoint) in object.endpoints.iter().enumerate() {
         let Some(address) = endpoint.addresses.first() else {
             report.say(format_args!("endpoints[{i}].addresses: empty; the endpoint is left out"));
@@ -79,12 +79,12 @@ fn endpoints(object: &object::EndpointSlice, family: Family, node: &str, report:
             Ok(ip) => {
                 let is_local = !node.is_empty() && endpoint.node_name.as_deref() == Some(node);
                 let nodes = node_hint(&endpoint.hints, node);
-                let zones = names(&endpoint.hints.for_zones).map(Arc::from).collect();
-                endpoints.push((Endpoint { ip, state: state(&endpoint.conditions), is_local, nodes }, zones));
+                endpoints.push(Endpoint { ip, state: state(&endpoint.conditions), is_local, nodes });
+                zones.extend(hinted.then(|| names(&endpoint.hints.for_zones).map(Arc::from).collect()));
             }
         }
     }
-    endpoints
+    (endpoints.into(), zones.into())
 }
 
 fn names(named: &[object::Named]) -> impl Iterator<Item = &str> {

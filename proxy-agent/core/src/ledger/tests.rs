@@ -180,6 +180,25 @@ fn a_refusal_is_of_what_was_tried() {
     assert_eq!(ledger.ledger.due(), [Step::Add(1, 'b')]);
 }
 
+#[test]
+fn what_somebody_else_changed_is_put_right() {
+    let mut ledger = ledger(&[]);
+    ledger.want("web", &[(1, 'a'), (2, 'b'), (3, 'c'), (100, 'l'), (101, 'm')]);
+    ledger.commit(&[3]);
+    ledger.want("web", &[(1, 'a'), (2, 'b'), (3, 'c')]);
+    ledger.commit(&[]);
+    // Deleted, altered, what was refused put there, one that lingers deleted, and one that is nobody's added.
+    for (key, believed, held) in
+        [(1, Some('a'), None), (2, Some('b'), Some('x')), (3, None, Some('c')), (100, Some('l'), None), (4, None, Some('n'))]
+    {
+        ledger.ledger.correct(key, believed, held);
+    }
+    assert_eq!(ledger.commit(&[]), [Step::Add(1, 'a'), Step::Replace(2, 'b', 'x'), Step::Delete(4, 'n')]);
+    assert!(ledger.ledger.refused().is_empty());
+    assert_eq!(ledger.sweep(), [Step::Delete(101, 'm')]);
+    assert_eq!(ledger.believed(), ledger.desired());
+}
+
 /// Memory follows what is to be done: nothing stays of what is done.
 #[test]
 fn what_is_in_place_is_not_kept() {

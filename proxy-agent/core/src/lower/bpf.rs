@@ -17,7 +17,7 @@ use crate::model::{Address, Family, Frontend, ObjectName, Protocol, ServicePortN
 use crate::route::{Entry, EntryKind, Masquerade, Pool, PortKey, Route, Treatment};
 use crate::slots::{Observed, Place, Seat};
 use crate::surroundings::Surroundings;
-use crate::view::{FrontendView, PortView, ServiceView, Views};
+use crate::view::{FrontendView, PortView, ServiceView, To, Views};
 
 /// An entry of a map. Ordered so that what is pointed at comes before what points there.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -149,7 +149,7 @@ impl Lowering for Bpf {
             let port = port_name(objects, value.service, frontend.protocol).unwrap_or_else(unnamed);
             let used = slots(objects, value.service).take_while(|(slot, _)| *slot < value.count);
             let view = views.of(port, &frontend);
-            view.frontends.push(FrontendView::new(&frontend, if value.count == 0 { REJECTED } else { BY_SOCKET }));
+            view.frontends.push(FrontendView::new(&frontend, if value.count == 0 { To::SocketsRefused } else { To::Sockets }));
             view.backends.extend(used.map(|(_, backend)| from_addr(backend)));
         }
         views.finish()
@@ -160,9 +160,9 @@ impl Lowering for Bpf {
         for entry in &route.entries {
             match served(&route.key, entry, route.affinity.is_some()) {
                 None => {}
-                Some(Served::Refused) => view.frontends.push(FrontendView::new(&entry.frontend, REJECTED)),
+                Some(Served::Refused) => view.frontends.push(FrontendView::new(&entry.frontend, To::SocketsRefused)),
                 Some(Served::By(pool)) => {
-                    view.frontends.push(FrontendView::new(&entry.frontend, BY_SOCKET));
+                    view.frontends.push(FrontendView::new(&entry.frontend, To::Sockets));
                     view.backends.extend(if pool == Pool::Cluster { &route.cluster } else { &route.local });
                 }
             }
@@ -170,9 +170,6 @@ impl Lowering for Bpf {
         (!view.frontends.is_empty()).then_some(view)
     }
 }
-
-const BY_SOCKET: &str = "by socket";
-const REJECTED: &str = "rejected";
 
 /// What the programs do with a frontend.
 enum Served {

@@ -25,7 +25,7 @@ use super::{Lowering, ObjectsOf, StepOf};
 use crate::forward::{Flow, Verdict};
 use crate::ledger::{Objects, Step};
 use crate::model::{Family, Frontend, ObjectName, Protocol, label};
-use crate::route::{EntryKind, Masquerade, Pool, PortKey, Route, Treatment};
+use crate::route::{Masquerade, Pool, PortKey, Route, Treatment};
 use crate::settings::{LocalDetection, Settings};
 use crate::slots::{Observed, Place, Seat, Sticky};
 use crate::surroundings::{Detection, NodePortScope, Surroundings};
@@ -109,6 +109,7 @@ impl Lowering for Nft {
             if let Some(sticky) = &seat.sticky {
                 stick(seat, sticky, out);
             }
+            out.push((Key::ClusterIp(seat.cluster_ip), Value::Present));
             out.extend(seat.here.iter().map(|ip| (Key::Hairpin(*ip), Value::Present)));
             if seat.key.protocol == Protocol::Tcp {
                 let backends = seat.cluster.iter().chain(&seat.local);
@@ -189,12 +190,8 @@ impl Writer<'_> {
                 let class = Class::BySource { is_node_port: frontend.is_node_port() };
                 self.out.push((Key::Service(frontend), Value::Service(class, self.label.clone())));
                 for pool in [Pool::Cluster, Pool::Local] {
-                    if self.seat.pool(pool).is_empty() {
-                        self.out.push((Key::Dropped(frontend), Value::Label(self.label.clone())));
-                    } else {
-                        let target = self.target(pool, Masquerade::Never);
-                        self.out.push((Key::BySource(frontend, pool), Value::Target(target)));
-                    }
+                    let target = (!self.seat.pool(pool).is_empty()).then(|| self.target(pool, Masquerade::Never));
+                    self.out.push((Key::BySource(frontend, pool), Value::Target(target)));
                 }
             }
             Treatment::Rejected => self.out.push((Key::Refused(frontend), Value::Label(self.label.clone()))),
@@ -206,9 +203,6 @@ impl Writer<'_> {
         if let Some(sources) = &entry.sources {
             self.out.push((Key::Restricted(frontend), Value::Present));
             self.out.extend(sources.iter().map(|cidr| (Key::Source(frontend, *cidr), Value::Present)));
-        }
-        if entry.kind == EntryKind::ClusterIp {
-            self.out.push((Key::ClusterIp(frontend.ip), Value::Present));
         }
     }
 

@@ -6,15 +6,17 @@ use proxy_core::forward::Forwarding;
 use proxy_core::ledger::Step;
 use proxy_core::lower::bpf::Bpf;
 use proxy_core::lower::nft::Nft;
-use proxy_core::model::{Change, Endpoint, EndpointState, Family, ObjectName, Protocol, Service, ServicePort, Slice, SlicePort};
+use proxy_core::model::{Change, Endpoint, EndpointState, Family, NodeHint, ObjectName, Protocol, Service, ServicePort, Slice, SlicePort};
+use proxy_core::settings::Settings;
 
 use super::kernel::{Agent, Subject};
 
 const SERVICES: u32 = 10_000;
 /// Backends of the Service that changes.
 const LARGE: u32 = 500;
-/// What one added or removed backend of a Service port may cost: a slot, another that moves, a member, a frontend, a chain.
-const STEPS_PER_BACKEND: usize = 5;
+/// What one added or removed backend of a Service port may cost: a slot, another that moves, a member, a frontend, two chains, an
+/// endpoint.
+const STEPS_PER_BACKEND: usize = 7;
 
 #[test]
 fn a_slice_update_costs_what_it_changes_in_bpf() {
@@ -23,11 +25,11 @@ fn a_slice_update_costs_what_it_changes_in_bpf() {
 
 #[test]
 fn a_slice_update_costs_what_it_changes_in_nft() {
-    one_slice_update(Nft { family: Family::V4 });
+    one_slice_update(Nft::new(Family::V4, &Settings::default()));
 }
 
 fn one_slice_update<L: Subject>(lowering: L) {
-    let mut agent = Agent::new(lowering);
+    let mut agent = Agent::new(lowering, &Settings::default());
     for i in 0..SERVICES {
         agent.forwarding.apply(service(i, cluster_ip(i)));
         agent.forwarding.apply(slice(i, 0..3));
@@ -89,7 +91,7 @@ fn conflicts_touch_only_who_wins_and_loses() {
 /// What a commit prints: overwritten first, then deleted from what points to what is pointed at.
 #[test]
 fn steps_read_as_changes() {
-    let mut agent = Agent::new(Bpf);
+    let mut agent = Agent::new(Bpf, &Settings::default());
     agent.change(service(1, cluster_ip(1)));
     agent.change(slice(1, 1..3));
     agent.finish();
@@ -117,16 +119,19 @@ fn cluster_ip(i: u32) -> IpAddr {
 
 /// A Service with a TCP and a UDP port.
 fn service(i: u32, ip: IpAddr) -> Change {
-    let http = ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80 };
-    let dns = ServicePort { name: "dns".into(), protocol: Protocol::Udp, port: 53 };
-    Change::Service(name(i), Some(Service { cluster_ips: [ip].into(), ports: [http, dns].into() }))
+    let http = ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 };
+    let dns = ServicePort { name: "dns".into(), protocol: Protocol::Udp, port: 53, node_port: 0 };
+    Change::Service(name(i), Some(Service { cluster_ips: [ip].into(), ports: [http, dns].into(), ..Service::default() }))
 }
 
 /// Its only slice.
 fn slice(i: u32, backends: std::ops::Range<u32>) -> Change {
     let http = SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 };
     let dns = SlicePort { name: "dns".into(), protocol: Protocol::Udp, port: 5353 };
-    let endpoints = backends.map(|b| Endpoint { ip: Ipv4Addr::from(0x0a01_0000 + b).into(), state: EndpointState::Ready });
-    let slice = Slice { service: name(i), ports: [http, dns].into(), endpoints: endpoints.collect() };
+    let endpoint = |b| {
+        let ip = Ipv4Addr::from(0x0a01_0000 + b).into();
+        Endpoint { ip, state: EndpointState::Ready, is_local: false, nodes: NodeHint::None }
+    };
+    let slice = Slice { service: name(i), ports: [http, dns].into(), endpoints: backends.map(endpoint).collect(), zones: Box::default() };
     Change::Slice(ObjectName::new("default", format!("service-{i}-1")), Some(slice))
 }

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use proxy_core::forward::Forwarding;
 use proxy_core::input::{Converted, Problem, convert_endpoint_slice, convert_service};
+use proxy_core::route::Treatment;
 use serde_json::{Value, json};
 
 use super::world::config;
@@ -53,7 +54,7 @@ fn convert(is_service: bool, object: Value) -> Option<Converted> {
     if is_service {
         Some(convert_service(&serde_json::from_value(object).ok()?))
     } else {
-        Some(convert_endpoint_slice(&serde_json::from_value(object).ok()?))
+        Some(convert_endpoint_slice(&serde_json::from_value(object).ok()?, "node1"))
     }
 }
 
@@ -79,10 +80,16 @@ fn outcome(objects: [(bool, Value); 3]) -> (BTreeSet<String>, Vec<Problem>) {
         }
     }
     let mut lines = BTreeSet::new();
-    for view in forwarding.view() {
-        for frontend in &view.frontends {
-            let backends = view.backends.iter().map(ToString::to_string).chain(view.backends.is_empty().then(|| "refused".into()));
-            lines.extend(backends.map(|backend| format!("{frontend} => {backend}")));
+    let mut names: Vec<_> = forwarding.services().collect();
+    names.sort();
+    for route in names.into_iter().flat_map(|name| forwarding.routes(name)) {
+        for entry in &route.entries {
+            let backends = route.cluster.iter().chain(&route.local).map(ToString::to_string);
+            let backends = backends.chain((entry.treatment == Treatment::Rejected).then(|| "refused".into()));
+            let frontend = std::net::SocketAddr::new(entry.frontend.ip, entry.frontend.port);
+            let sources = entry.sources.iter().flat_map(|sources| sources.iter());
+            let sources: String = sources.map(|source| format!(" for {source}")).collect();
+            lines.extend(backends.map(|backend| format!("{frontend}{sources} => {backend}")));
         }
     }
     (lines, problems)

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 
 use proxy_core::forward::{Flow, Forwarding, Verdict};
-use proxy_core::ledger::Step;
+use proxy_core::ledger::{Objects, Step};
 use proxy_core::lower::bpf::Bpf;
 use proxy_core::lower::nft::Nft;
 use proxy_core::lower::{Lowering, ObjectsOf, StepOf};
 use proxy_core::model::{Change, Family, ObjectName};
 use proxy_core::plan::Plan;
+use proxy_core::settings::Settings;
 
 use super::world::Event;
 
@@ -22,16 +23,27 @@ impl<L: Lowering> Kernel<L> {
 }
 
 /// What the tests ask of a lowering beside its trait: its instances.
-pub(crate) trait Subject: Lowering + Copy + 'static {
-    const ALL: &'static [Self];
+pub(crate) trait Subject: Lowering + 'static {
+    fn all(settings: &Settings) -> Vec<Self>;
+
+    /// Whether what is left untouched may be served by another.
+    const IS_WHOLE: bool;
 }
 
 impl Subject for Bpf {
-    const ALL: &'static [Self] = &[Bpf];
+    fn all(_: &Settings) -> Vec<Self> {
+        vec![Bpf]
+    }
+
+    const IS_WHOLE: bool = false;
 }
 
 impl Subject for Nft {
-    const ALL: &'static [Self] = &[Nft { family: Family::V4 }, Nft { family: Family::V6 }];
+    fn all(settings: &Settings) -> Vec<Self> {
+        Family::ALL.map(|family| Nft::new(family, settings)).into()
+    }
+
+    const IS_WHOLE: bool = true;
 }
 
 /// The model, a plan that follows it, and the kernel that is programmed.
@@ -43,8 +55,8 @@ pub(crate) struct Agent<L: Lowering> {
 }
 
 impl<L: Subject> Agent<L> {
-    pub(crate) fn new(lowering: L) -> Self {
-        Self::start(lowering, Forwarding::default(), ObjectsOf::<L>::new())
+    pub(crate) fn new(lowering: L, settings: &Settings) -> Self {
+        Self::start(lowering, Forwarding::new(settings.clone()), ObjectsOf::<L>::new())
     }
 
     /// Starts on what a kernel holds, with a complete list.
@@ -57,7 +69,7 @@ impl<L: Subject> Agent<L> {
 
     /// The same before anything of the list is taken in.
     pub(crate) fn starting(lowering: L, forwarding: Forwarding, observed: ObjectsOf<L>) -> Self {
-        let plan = Plan::new(lowering, observed.clone());
+        let plan = Plan::new(lowering.clone(), observed.clone(), &forwarding);
         Self { lowering, forwarding, plan, kernel: Kernel(observed) }
     }
 
@@ -115,22 +127,25 @@ impl<L: Subject> Agent<L> {
     }
 
     /// The flows that this lowering is there for.
-    pub(crate) fn mine<'a>(&self, flows: &'a [Flow]) -> impl Iterator<Item = &'a Flow> + use<'a, L> {
-        let lowering = self.lowering;
-        flows.iter().filter(move |flow| lowering.serves(Family::of(flow.destination.ip())))
+    pub(crate) fn mine<'a>(&self, flows: &'a [Flow]) -> Vec<&'a Flow> {
+        flows.iter().filter(|flow| self.lowering.serves(flow.family())).collect()
     }
 
     /// Fails unless `objects` decide as the model does.
     pub(crate) fn check(&self, objects: &ObjectsOf<L>, flows: &[Flow], what: &str) {
         for flow in self.mine(flows) {
-            assert_eq!(L::decide(objects, flow), self.forwarding.decide(flow), "{what}: {flow:?}");
+            let (verdict, wanted) = (self.lowering.decide(objects, flow), self.forwarding.decide(flow));
+            let left = !L::IS_WHOLE && verdict == Verdict::Untouched;
+            assert!(left || verdict.agrees(&wanted), "{what}: {flow:?}: {verdict:?}, not {wanted:?}\n{}", listing(objects));
         }
-        let view: Vec<_> = self.forwarding.view();
-        let view: Vec<_> = view.into_iter().filter(|v| self.lowering.serves(Family::of(v.frontends[0].ip))).collect();
-        assert_eq!(L::view(objects), view, "{what}");
+        assert_eq!(L::view(objects), self.forwarding.view(&self.lowering), "{what}");
     }
 
     pub(crate) fn decide(&self, flow: &Flow) -> Verdict {
-        L::decide(&self.kernel.0, flow)
+        self.lowering.decide(&self.kernel.0, flow)
     }
+}
+
+fn listing<K: std::fmt::Display, V: std::fmt::Display>(objects: &Objects<K, V>) -> String {
+    objects.iter().map(|(key, value)| format!("{key} = {value}\n")).collect()
 }

@@ -3,6 +3,8 @@
 
 mod changes;
 mod cost;
+mod definition;
+mod drift;
 mod input;
 mod kernel;
 mod restart;

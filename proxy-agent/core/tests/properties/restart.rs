@@ -3,48 +3,51 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
+use proptest::sample::Index;
 use proxy_core::lower::bpf::{self, Bpf};
 use proxy_core::lower::nft::{self, Nft};
 use proxy_core::lower::{Lowering, ObjectsOf};
 use proxy_core::model::Change;
+use proxy_core::route::{Masquerade, Pool};
+use proxy_core::settings::Settings;
 
 use super::kernel::{Agent, Subject};
 use super::steps::is_between;
 use super::world::Event;
-use super::world::{changes, config, events, flows, forwarding, last};
+use super::world::{changes, config, events, flows, forwarding, last, object_changes, settings};
 
 proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn bpf_restart_changes_nothing(events in events()) {
-        restart_changes_nothing::<Bpf>(&events);
+    fn bpf_restart_changes_nothing(around in settings(), events in events()) {
+        restart_changes_nothing::<Bpf>(&around, &events);
     }
 
     #[test]
-    fn nft_restart_changes_nothing(events in events()) {
-        restart_changes_nothing::<Nft>(&events);
+    fn nft_restart_changes_nothing(around in settings(), events in events()) {
+        restart_changes_nothing::<Nft>(&around, &events);
     }
 
     #[test]
-    fn bpf_takes_over(before in changes(), after in changes(), at in any::<prop::sample::Index>(), noise in any::<u64>()) {
-        takes_over::<Bpf>(&before, &after, at, noise);
+    fn bpf_takes_over(around in settings(), before in changes(), after in changes(), at in any::<Index>(), noise in any::<u64>()) {
+        takes_over::<Bpf>(&around, &before, &after, at, noise);
     }
 
     #[test]
-    fn nft_takes_over(before in changes(), after in changes(), at in any::<prop::sample::Index>(), noise in any::<u64>()) {
-        takes_over::<Nft>(&before, &after, at, noise);
+    fn nft_takes_over(around in settings(), before in changes(), after in changes(), at in any::<Index>(), noise in any::<u64>()) {
+        takes_over::<Nft>(&around, &before, &after, at, noise);
     }
 
     /// An agent is killed in the middle of a commit, another takes over: packets meet old or new at every moment.
     #[test]
-    fn bpf_crash_is_safe(before in changes(), after in changes(), at in any::<prop::sample::Index>()) {
-        crash_is_safe::<Bpf>(&before, &after, at);
+    fn bpf_crash_is_safe(around in settings(), before in changes(), after in object_changes(), at in any::<Index>()) {
+        crash_is_safe::<Bpf>(&around, &before, &after, at);
     }
 
     #[test]
-    fn nft_crash_is_safe(before in changes(), after in changes(), at in any::<prop::sample::Index>()) {
-        crash_is_safe::<Nft>(&before, &after, at);
+    fn nft_crash_is_safe(around in settings(), before in changes(), after in object_changes(), at in any::<Index>()) {
+        crash_is_safe::<Nft>(&around, &before, &after, at);
     }
 
     /// Numbers of Services are distinct, whatever was found in the kernel.
@@ -59,22 +62,22 @@ proptest! {
             let value = proxy_abi::Frontend { service: id, count: low };
             observed.insert(bpf::Key::Frontend(proxy_abi::FrontendKey::new(addr, 6)), bpf::Value::Frontend(value));
         }
-        let mut agent = Agent::start(Bpf, forwarding(changes), observed);
+        let mut agent = Agent::start(Bpf, forwarding(&Settings::default(), changes), observed);
         agent.finish();
         agent.check(&agent.kernel.0, &flows(), "kernel");
     }
 }
 
 /// Slots and numbers are kept, so that there is nothing to do.
-fn restart_changes_nothing<L: Subject>(events: &[Event]) {
-    for lowering in L::ALL {
-        let mut agent = Agent::new(*lowering);
+fn restart_changes_nothing<L: Subject>(around: &Settings, events: &[Event]) {
+    for lowering in L::all(around) {
+        let mut agent = Agent::new(lowering.clone(), around);
         for event in events {
             agent.event(event.clone());
         }
         agent.commit();
         let changes: Vec<Change> = events.iter().filter_map(|e| if let Event::Change(c) = e { Some(c.clone()) } else { None }).collect();
-        let mut next = Agent::start(*lowering, forwarding(last(&changes)), agent.kernel.0.clone());
+        let mut next = Agent::start(lowering.clone(), forwarding(around, last(&changes)), agent.kernel.0.clone());
         assert_eq!(next.commit(), [], "only what lingered is left to delete");
         next.sweep();
         agent.sweep();
@@ -83,9 +86,9 @@ fn restart_changes_nothing<L: Subject>(events: &[Event]) {
 }
 
 /// Some of what was left behind is missing, stale or not ours: it becomes right.
-fn takes_over<L: Subject + Stray>(before: &[Change], after: &[Change], at: prop::sample::Index, noise: u64) {
-    for lowering in L::ALL {
-        let mut agent = Agent::new(*lowering);
+fn takes_over<L: Subject + Stray>(around: &Settings, before: &[Change], after: &[Change], at: Index, noise: u64) {
+    for lowering in L::all(around) {
+        let mut agent = Agent::new(lowering.clone(), around);
         for change in before {
             agent.change(change.clone());
         }
@@ -98,7 +101,7 @@ fn takes_over<L: Subject + Stray>(before: &[Change], after: &[Change], at: prop:
         });
         found.extend(L::strays(noise as u32 % 16));
         let kept = &after[..at.index(after.len())];
-        let mut next = Agent::start(*lowering, forwarding(before.iter().chain(kept).cloned()), found);
+        let mut next = Agent::start(lowering.clone(), forwarding(around, before.iter().chain(kept).cloned()), found);
         next.finish();
         assert_eq!(next.kernel.0, next.plan.desired());
         next.check(&next.kernel.0, &flows(), "kernel");
@@ -106,15 +109,15 @@ fn takes_over<L: Subject + Stray>(before: &[Change], after: &[Change], at: prop:
     }
 }
 
-fn crash_is_safe<L: Subject>(before: &[Change], after: &[Change], at: prop::sample::Index) {
+fn crash_is_safe<L: Subject>(around: &Settings, before: &[Change], after: &[Change], at: Index) {
     let flows = flows();
-    for lowering in L::ALL {
-        let mut agent = Agent::new(*lowering);
+    for lowering in L::all(around) {
+        let mut agent = Agent::new(lowering.clone(), around);
         for change in before {
             agent.change(change.clone());
         }
         agent.commit();
-        let old: Vec<_> = agent.mine(&flows).map(|flow| (flow, agent.decide(flow))).collect();
+        let old: Vec<_> = agent.mine(&flows).into_iter().map(|flow| (flow, agent.decide(flow))).collect();
         for change in after {
             agent.change(change.clone());
         }
@@ -122,10 +125,11 @@ fn crash_is_safe<L: Subject>(before: &[Change], after: &[Change], at: prop::samp
         for step in &steps[..at.index(steps.len() + 1)] {
             agent.kernel.apply(step);
         }
+        let all = || forwarding(around, before.iter().chain(after).cloned());
+        let desired = Agent::start(lowering.clone(), all(), Default::default()).plan.desired();
         // Some Services at a time, as a large cluster is taken in, or all at once.
         for at_once in [1, usize::MAX] {
-            let all = forwarding(before.iter().chain(after).cloned());
-            let mut next = Agent::starting(*lowering, all, agent.kernel.0.clone());
+            let mut next = Agent::starting(lowering.clone(), all(), agent.kernel.0.clone());
             assert!(next.plan.is_gradual());
             let names: Vec<_> = next.forwarding.services().cloned().collect();
             let parts = names.chunks(at_once).map(Some).chain([None]);
@@ -138,7 +142,7 @@ fn crash_is_safe<L: Subject>(before: &[Change], after: &[Change], at: prop::samp
                 for step in &steps {
                     next.kernel.apply(step);
                     for (flow, old) in &old {
-                        let (now, new) = (next.decide(flow), next.forwarding.decide(flow));
+                        let (now, new) = (next.decide(flow), lowering.decide(&desired, flow));
                         assert!(is_between(old, &now, &new), "{flow:?}: {old:?}, {now:?}, then {new:?}");
                     }
                 }
@@ -152,7 +156,7 @@ fn crash_is_safe<L: Subject>(before: &[Change], after: &[Change], at: prop::samp
 }
 
 /// Objects that no plan makes.
-trait Stray: Lowering {
+pub(crate) trait Stray: Lowering {
     fn strays(number: u32) -> ObjectsOf<Self>;
 }
 
@@ -173,11 +177,16 @@ impl Stray for Nft {
     fn strays(number: u32) -> ObjectsOf<Self> {
         let ip = std::net::Ipv4Addr::from(number).into();
         let frontend = proxy_core::model::Frontend { ip, port: 80, protocol: proxy_core::model::Protocol::Tcp };
+        let pick = nft::Pick::Even(number as u16 + 1);
+        let target = nft::Target { masquerade: Masquerade::Never, is_node_port: false, pool: Pool::Cluster, pick };
+        let label: std::sync::Arc<str> = "not a label".into();
         ObjectsOf::<Self>::from([
-            (nft::Key::Pick(number as u16 + 1), nft::Value::Pick),
-            (nft::Key::Slot(frontend, number), nft::Value::Slot(proxy_core::model::Address { ip, port: 1 })),
-            (nft::Key::Service(frontend), nft::Value::Service(number as u16 + 1, "not a label".into())),
-            (nft::Key::Refused(frontend), nft::Value::Refused("a/web".into())),
+            (nft::Key::Chain(target), nft::Value::Present),
+            (nft::Key::Slot(frontend, number), nft::Value::Backend(proxy_core::model::Address { ip, port: 1 })),
+            (nft::Key::StickSlot(number, number), nft::Value::Number(number)),
+            (nft::Key::Identity(frontend), nft::Value::Number(number)),
+            (nft::Key::Service(frontend), nft::Value::Service(nft::Class::Target(target), label)),
+            (nft::Key::Refused(frontend), nft::Value::Label("a/web".into())),
         ])
     }
 }

@@ -9,52 +9,54 @@ use proxy_core::lower::Lowering;
 use proxy_core::lower::bpf::Bpf;
 use proxy_core::lower::nft::{self, Nft};
 use proxy_core::model::Change;
+use proxy_core::settings::Settings;
 
 use super::kernel::{Agent, Kernel, Subject};
-use super::world::{changes, config, flows};
+use super::world::{changes, config, flows, object_changes, settings};
 
 proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn bpf_prefixes_are_safe(before in changes(), after in changes()) {
-        prefixes_are_safe::<Bpf>(&before, &after);
+    fn bpf_prefixes_are_safe(around in settings(), before in changes(), after in object_changes()) {
+        prefixes_are_safe::<Bpf>(&around, &before, &after);
     }
 
     /// One batch is atomic, but a large one may have to be split.
     #[test]
-    fn nft_prefixes_are_safe(before in changes(), after in changes()) {
-        prefixes_are_safe::<Nft>(&before, &after);
+    fn nft_prefixes_are_safe(around in settings(), before in changes(), after in object_changes()) {
+        prefixes_are_safe::<Nft>(&around, &before, &after);
     }
 
     #[test]
-    fn nft_packets_on_their_way(before in changes(), after in changes()) {
-        packets_on_their_way_find_what_they_look_for(&before, &after);
+    fn nft_packets_on_their_way(around in settings(), before in changes(), after in object_changes()) {
+        packets_on_their_way_find_what_they_look_for(&around, &before, &after);
     }
 
     #[test]
-    fn bpf_refusals(before in changes(), after in changes(), seed in any::<u64>()) {
-        refusals::<Bpf>(&before, &after, seed);
+    fn bpf_refusals(around in settings(), before in changes(), after in changes(), seed in any::<u64>()) {
+        refusals::<Bpf>(&around, &before, &after, seed);
     }
 
     #[test]
-    fn nft_refusals(before in changes(), after in changes(), seed in any::<u64>()) {
-        refusals::<Nft>(&before, &after, seed);
+    fn nft_refusals(around in settings(), before in changes(), after in changes(), seed in any::<u64>()) {
+        refusals::<Nft>(&around, &before, &after, seed);
     }
 }
 
 /// A packet has read `services` before a commit and reads the rest after it: what it looks for is still there until the sweep.
-fn packets_on_their_way_find_what_they_look_for(before: &[Change], after: &[Change]) {
+fn packets_on_their_way_find_what_they_look_for(around: &Settings, before: &[Change], after: &[Change]) {
     let flows = flows();
-    for lowering in Nft::ALL {
-        let mut agent = Agent::new(*lowering);
+    for lowering in Nft::all(around) {
+        let mut agent = Agent::new(lowering.clone(), around);
         for change in before {
             agent.change(change.clone());
         }
         agent.finish();
-        let flows: Vec<&Flow> = agent.mine(&flows).collect();
+        let flows: Vec<&Flow> = agent.mine(&flows);
         let old: Vec<Verdict> = flows.iter().map(|flow| agent.decide(flow)).collect();
-        let is_read = |key: &nft::Key| matches!(key, nft::Key::Service(_) | nft::Key::Refused(_));
+        // Who is let in is looked at before that.
+        let is_read = |key: &nft::Key| matches!(key, nft::Key::Service(_) | nft::Key::Restricted(_) | nft::Key::Source(..));
         let read: Vec<_> = agent.kernel.0.clone().into_iter().filter(|(key, _)| is_read(key)).collect();
         for change in after {
             agent.change(change.clone());
@@ -64,41 +66,48 @@ fn packets_on_their_way_find_what_they_look_for(before: &[Change], after: &[Chan
         met.retain(|key, _| !is_read(key));
         met.extend(read);
         for (flow, old) in flows.iter().zip(&old) {
-            let now = Nft::decide(&met, flow);
-            assert!(is_between(old, &now, &agent.forwarding.decide(flow)), "{flow:?}: {old:?}, then {now:?}");
+            let now = lowering.decide(&met, flow);
+            let new = agent.forwarding.decide(flow);
+            assert!(is_between(old, &now, &new), "{flow:?}: {old:?}, {now:?}, then {new:?}");
         }
     }
 }
 
-/// Whether a packet may meet `now` while `old` becomes `new`: a backend of either, or nothing worse than one of them.
+/// Whether a packet may meet `now` while `old` becomes `new`: a backend of either. Only where one of them does not serve it, it may
+/// not be served, in whatever way.
 pub(crate) fn is_between(old: &Verdict, now: &Verdict, new: &Verdict) -> bool {
-    match (old, now, new) {
-        (_, now, _) if now == old || now == new => true,
-        (Verdict::Backends(old), Verdict::Backends(now), Verdict::Backends(new)) => now.iter().all(|b| old.contains(b) || new.contains(b)),
-        _ => false,
+    let backends = |verdict: &Verdict| match verdict {
+        Verdict::Backends { backends, .. } => Some(backends.clone()),
+        _ => None,
+    };
+    match (backends(old), backends(now), backends(new)) {
+        _ if now == old || now == new => true,
+        (old, Some(now), new) => now.iter().all(|b| old.iter().chain(&new).any(|backends| backends.contains(b))),
+        (old, None, new) => old.is_none() || new.is_none(),
     }
 }
 
-fn prefixes_are_safe<L: Subject>(before: &[Change], after: &[Change]) {
+fn prefixes_are_safe<L: Subject>(around: &Settings, before: &[Change], after: &[Change]) {
     let flows = flows();
-    for lowering in L::ALL {
-        let mut agent = Agent::new(*lowering);
+    for lowering in L::all(around) {
+        let mut agent = Agent::new(lowering.clone(), around);
         for change in before {
             agent.change(change.clone());
         }
         agent.commit();
-        let flows: Vec<&Flow> = agent.mine(&flows).collect();
+        let flows: Vec<&Flow> = agent.mine(&flows);
         let old: Vec<Verdict> = flows.iter().map(|flow| agent.decide(flow)).collect();
         for change in after {
             agent.change(change.clone());
         }
-        let steps = agent.plan.due();
+        let (steps, desired) = (agent.plan.due(), agent.plan.desired());
+        let new: Vec<Verdict> = flows.iter().map(|flow| lowering.decide(&desired, flow)).collect();
         for (done, step) in steps.iter().enumerate() {
             agent.kernel.apply(step);
-            for (flow, old) in flows.iter().zip(&old) {
-                let (now, new) = (agent.decide(flow), agent.forwarding.decide(flow));
-                let steps: Vec<String> = steps[..=done].iter().map(ToString::to_string).collect();
-                assert!(is_between(old, &now, &new), "{flow:?}: {old:?}, {now:?}, then {new:?} after\n{}", steps.join("\n"));
+            for ((flow, old), new) in flows.iter().zip(&old).zip(&new) {
+                let now = agent.decide(flow);
+                let after = || steps[..=done].iter().map(|step| format!("{step}\n")).collect::<String>();
+                assert!(is_between(old, &now, new), "{flow:?}: {old:?}, {now:?}, then {new:?} after\n{}", after());
             }
         }
         agent.plan.settle(&steps, &BTreeSet::new());
@@ -110,9 +119,9 @@ fn prefixes_are_safe<L: Subject>(before: &[Change], after: &[Change]) {
 }
 
 /// Some keys are refused: all others go in, a second commit leaves the refused ones alone, and a retry completes.
-fn refusals<L: Subject>(before: &[Change], after: &[Change], seed: u64) {
-    for lowering in L::ALL {
-        let mut agent = Agent::new(*lowering);
+fn refusals<L: Subject>(around: &Settings, before: &[Change], after: &[Change], seed: u64) {
+    for lowering in L::all(around) {
+        let mut agent = Agent::new(lowering.clone(), around);
         for change in before {
             agent.change(change.clone());
         }

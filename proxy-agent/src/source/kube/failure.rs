@@ -42,19 +42,25 @@ impl Failure {
     }
 
     /// What to do about it.
-    fn way_out(&self, resource: &str) -> String {
-        match self.kind {
-            Kind::Forbidden => format!(
+    fn way_out(&self, resource: &str, optional: Option<&str>) -> String {
+        let since = optional.map(|since| format!("servers have {resource} since {since}"));
+        match (self.kind, since) {
+            // A server says no to whatever a role does not name, be it there or not.
+            (Kind::Forbidden, since) => format!(
                 "the agent must be allowed to list and watch {resource} in all namespaces: bind ClusterRole system:node-proxier to its \
-                 ServiceAccount or user"
+                 ServiceAccount or user{}",
+                since.map(|since| format!(" ({since})")).unwrap_or_default()
             ),
-            Kind::Unauthorized => "the token or client certificate is missing, has expired, or is another cluster's: check --kubeconfig \
+            (Kind::Absent, Some(since)) => since,
+            (Kind::Absent, None) => "check that the server in --kubeconfig is a Kubernetes API server, 1.21 or later".to_owned(),
+            (Kind::Unauthorized, _) => {
+                "the token or client certificate is missing, has expired, or is another cluster's: check --kubeconfig \
                  or the pod's ServiceAccount; files are read again at each attempt"
-                .to_owned(),
-            Kind::Unreachable if self.text.contains("certificate") => {
+                    .to_owned()
+            }
+            (Kind::Unreachable, _) if self.text.contains("certificate") => {
                 "check certificate-authority and server in --kubeconfig, and the server's certificate".to_owned()
             }
-            Kind::Absent => "check that the server in --kubeconfig is a Kubernetes API server, 1.21 or later".to_owned(),
             _ => "trying again".to_owned(),
         }
     }
@@ -108,6 +114,8 @@ pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
 /// Says what goes wrong, each kind of it once, and when all is well again.
 pub(super) struct Journal {
     resource: &'static str,
+    /// Since when servers have it, and what is not done without; where not all have it.
+    optional: Option<&'static str>,
     /// URL of the API server.
     server: String,
     /// How often each kind was met since it last worked.
@@ -125,8 +133,8 @@ fn is_said(kind: Kind, met: u32) -> bool {
 }
 
 impl Journal {
-    pub(super) fn new(resource: &'static str, server: String) -> Self {
-        Self { resource, server, met: BTreeMap::new() }
+    pub(super) fn new(resource: &'static str, optional: Option<&'static str>, server: String) -> Self {
+        Self { resource, optional, server, met: BTreeMap::new() }
     }
 
     /// The kubeconfig may have come to name another server.
@@ -141,7 +149,7 @@ impl Journal {
         *met = met.saturating_add(1);
         let said = is_said(*kind, *met);
         if said {
-            let (resource, server, way_out) = (self.resource, &self.server, failure.way_out(self.resource));
+            let (resource, server, way_out) = (self.resource, &self.server, failure.way_out(self.resource, self.optional));
             tracing::warn!("watch of {resource} at {server}: {text}; {way_out}. What is known stays in force");
         } else {
             tracing::debug!("watch of {}: {text}", self.resource);
@@ -170,8 +178,17 @@ impl Backoff {
     const FIRST: Duration = Duration::from_millis(500);
     const LONGEST: Duration = Duration::from_secs(30);
 
+    /// Waits do not grow any more.
+    pub(super) fn is_longest(&self) -> bool {
+        self.longest() == Self::LONGEST
+    }
+
+    fn longest(&self) -> Duration {
+        (Self::FIRST * 2u32.saturating_pow(self.failures.min(16))).min(Self::LONGEST)
+    }
+
     pub(super) fn next(&mut self) -> Duration {
-        let longest = (Self::FIRST * 2u32.saturating_pow(self.failures.min(16))).min(Self::LONGEST);
+        let longest = self.longest();
         self.failures += 1;
         longest.div_f64(2.0) + longest.mul_f64(random() / 2.0)
     }
@@ -193,13 +210,22 @@ mod tests {
     #[test]
     fn the_way_out_names_verbs_resource_and_role() {
         let forbidden = Failure::from(Status { code: 403, message: "services is forbidden".into() });
-        let text = forbidden.way_out("services");
+        let text = forbidden.way_out("services", None);
         assert!(text.contains("list and watch services") && text.contains("system:node-proxier"), "{text}");
     }
 
     #[test]
+    fn what_a_server_is_too_old_for_is_told_from_what_is_no_server() {
+        let absent = Failure::from(Status { code: 404, message: "not found".into() });
+        assert_eq!(absent.way_out("servicecidrs", Some("1.33")), "servers have servicecidrs since 1.33");
+        assert!(absent.way_out("services", None).contains("check that the server"), "{}", absent.way_out("services", None));
+        let forbidden = Failure::from(Status { code: 403, message: "no".into() }).way_out("servicecidrs", Some("1.33"));
+        assert!(forbidden.contains("system:node-proxier") && forbidden.contains("since 1.33"), "{forbidden}");
+    }
+
+    #[test]
     fn each_kind_is_said_once_until_it_works_again() {
-        let mut journal = Journal::new("services", "https://192.0.2.1".into());
+        let mut journal = Journal::new("services", None, "https://192.0.2.1".into());
         let away = Failure::new(Kind::Unreachable, "connection refused");
         assert!(!journal.works());
         assert!(journal.failed(&away));
@@ -213,7 +239,7 @@ mod tests {
 
     #[test]
     fn what_an_api_server_says_while_it_starts_is_not_said() {
-        let mut journal = Journal::new("services", "https://192.0.2.1".into());
+        let mut journal = Journal::new("services", None, "https://192.0.2.1".into());
         for kind in [Kind::Forbidden, Kind::Busy, Kind::Forbidden, Kind::Expired, Kind::Expired, Kind::Expired] {
             assert!(!journal.failed(&Failure::new(kind, "starting")));
         }
@@ -227,7 +253,9 @@ mod tests {
         assert!(waits[0] >= Duration::from_millis(250) && waits[0] <= Duration::from_millis(500));
         assert!(waits[39] >= Duration::from_secs(15) && waits[39] <= Duration::from_secs(30));
         assert!(waits[20..].windows(2).any(|pair| pair[0] != pair[1]), "no jitter: {waits:?}");
+        assert!(backoff.is_longest());
         backoff.reset();
+        assert!(!backoff.is_longest());
         assert!(backoff.next() <= Duration::from_millis(500));
     }
 

@@ -8,7 +8,8 @@ use bytes::{Buf, Bytes, BytesMut};
 use prost::Message;
 
 use super::proto::ListMetadata;
-use super::wire::{Garbled, LONGEST, MAGIC, Resource, Seen, no_magic, seen, undecoded};
+use super::resource::Resource;
+use super::wire::{Garbled, LONGEST, MAGIC, Seen, no_magic, seen, undecoded};
 
 /// What has been read of a list.
 #[derive(Default)]
@@ -46,7 +47,7 @@ impl List {
     }
 
     /// The next object that is complete.
-    pub(super) fn next<R: Resource>(&mut self) -> Result<Option<Seen>, Garbled> {
+    pub(super) fn next<R: Resource>(&mut self, resource: &R) -> Result<Option<Seen>, Garbled> {
         loop {
             match self.place {
                 Place::Magic if self.read.len() < MAGIC.len() => return Ok(None),
@@ -72,7 +73,7 @@ impl List {
                     self.place = Place::Items(left);
                     match header.tag {
                         1 => self.version = ListMetadata::decode(field)?.resource_version,
-                        2 => return Ok(Some(item::<R>(&field))),
+                        2 => return Ok(Some(item(resource, &field))),
                         _ => {}
                     }
                 }
@@ -107,8 +108,8 @@ impl List {
 }
 
 /// One that cannot be decoded costs only itself.
-fn item<R: Resource>(raw: &Bytes) -> Seen {
-    seen::<R>(raw).map_or_else(|Garbled(why)| undecoded::<R>(None, &why), |(seen, _)| seen)
+fn item<R: Resource>(resource: &R, raw: &Bytes) -> Seen {
+    seen(resource, raw).map_or_else(|Garbled(why)| undecoded::<R>(None, &why), |(seen, _)| seen)
 }
 
 /// Reads the beginning of a field, which has a length: all fields here do.

@@ -1,20 +1,27 @@
-//! Services and EndpointSlices from a Kubernetes API server. The only module that names a Kubernetes client.
+//! Services, EndpointSlices, the own Node and ServiceCIDRs from a Kubernetes API server. The only module that names a Kubernetes client.
 
 mod failure;
 mod list;
 mod proto;
+mod resource;
 mod watch;
 mod wire;
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use ::kube::config::{KubeConfigOptions, Kubeconfig};
 use ::kube::{Client, Config};
 use anyhow::Context;
+use tokio::time::timeout;
 
+use self::resource::{EndpointSlices, OwnNode, ServiceCidrs, Services};
 use self::watch::Watch;
-use self::wire::{EndpointSlices, Services};
 use super::Sender;
+
+/// How long Services wait for what is around them. A server that answers at all does so within milliseconds.
+const AROUND_FIRST: Duration = Duration::from_secs(60);
 
 /// How to reach the API server. The default is the ServiceAccount of the pod that the agent runs in.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -25,13 +32,22 @@ pub struct KubeConfig {
     pub server: Option<String>,
 }
 
-/// Sends all Services and EndpointSlices, and then what changes, until the channel closes. An API server that cannot be reached,
-/// or refuses, is tried again for ever; only a configuration that cannot work is an error.
-pub async fn watch(config: KubeConfig, events: Sender) -> anyhow::Result<()> {
+/// Sends the Node of this name, all ServiceCIDRs, Services and EndpointSlices, and then what changes, until the channel closes. An
+/// API server that cannot be reached, or refuses, is tried again for ever; only a configuration that cannot work is an error.
+pub async fn watch(config: KubeConfig, node: Arc<str>, events: Sender) -> anyhow::Result<()> {
     let link = config.link().await?;
-    let services = Watch::<Services>::new(config.clone(), link.clone(), events.clone());
-    let slices = Watch::<EndpointSlices>::new(config, link, events);
-    tokio::join!(services.run(), slices.run());
+    let mut own_node = Watch::new(OwnNode::new(&node), config.clone(), link.clone(), events.clone());
+    let mut cidrs = Watch::new(ServiceCidrs, config.clone(), link.clone(), events.clone());
+    let services = Watch::new(Services, config.clone(), link.clone(), events.clone());
+    let slices = Watch::new(EndpointSlices { node }, config, link, events);
+    let (node_answered, cidrs_answered) = (own_node.answered(), cidrs.answered());
+    let served = async {
+        // So that an agent that starts again does not first program Services as if it did not know its Node.
+        let around = async { tokio::join!(node_answered, cidrs_answered) };
+        let _ = timeout(AROUND_FIRST, around).await;
+        tokio::join!(services.run(), slices.run())
+    };
+    tokio::join!(own_node.run(), cidrs.run(), served);
     Ok(())
 }
 
@@ -107,11 +123,11 @@ mod tests {
         let (events, _receiver) = tokio::sync::mpsc::channel(1);
         // The tests may themselves run in a pod.
         if Config::incluster().is_err() {
-            let error = watch(KubeConfig::default(), events.clone()).await.expect_err("not in a pod");
+            let error = watch(KubeConfig::default(), "node1".into(), events.clone()).await.expect_err("not in a pod");
             assert!(format!("{error:#}").contains("--manifests"), "{error:#}");
         }
         let config = KubeConfig { kubeconfig: Some("/nowhere/kubeconfig".into()), server: None };
-        let error = watch(config, events).await.expect_err("no such file");
+        let error = watch(config, "node1".into(), events).await.expect_err("no such file");
         assert!(format!("{error:#}").contains("/nowhere/kubeconfig"), "{error:#}");
     }
 
@@ -119,7 +135,7 @@ mod tests {
     async fn ends_when_nobody_listens_even_without_a_server() -> anyhow::Result<()> {
         let (events, receiver) = tokio::sync::mpsc::channel(1);
         let config = KubeConfig { kubeconfig: None, server: Some("http://127.0.0.1:9".into()) };
-        let running = tokio::spawn(watch(config, events));
+        let running = tokio::spawn(watch(config, "node1".into(), events));
         drop(receiver);
         tokio::time::timeout(std::time::Duration::from_secs(10), running).await???;
         Ok(())

@@ -1,6 +1,6 @@
 //! Kubernetes objects in protobuf, with just the fields that are used: the rest is skipped unread, which is most of an object.
 //!
-//! Tags follow `generated.proto` of `k8s.io/api` (core/v1, discovery/v1) and `k8s.io/apimachinery` (meta/v1, runtime).
+//! Tags follow `generated.proto` of `k8s.io/api` (core/v1, discovery/v1, networking/v1) and `k8s.io/apimachinery` (meta/v1, runtime).
 
 use std::collections::BTreeMap;
 
@@ -83,6 +83,8 @@ pub(super) struct Service {
     metadata: Option<Metadata>,
     #[prost(message, optional, tag = "2")]
     spec: Option<ServiceSpec>,
+    #[prost(message, optional, tag = "3")]
+    status: Option<ServiceStatus>,
 }
 
 #[derive(Message)]
@@ -93,13 +95,57 @@ struct ServiceSpec {
     cluster_ip: Option<String>,
     #[prost(string, optional, tag = "4")]
     kind: Option<String>,
+    #[prost(string, repeated, tag = "5")]
+    external_ips: Vec<String>,
+    #[prost(string, optional, tag = "7")]
+    session_affinity: Option<String>,
+    #[prost(string, repeated, tag = "9")]
+    load_balancer_source_ranges: Vec<String>,
+    #[prost(string, optional, tag = "11")]
+    external_traffic_policy: Option<String>,
+    #[prost(message, optional, tag = "14")]
+    session_affinity_config: Option<SessionAffinityConfig>,
     #[prost(string, repeated, tag = "18")]
     cluster_ips: Vec<String>,
     #[prost(string, repeated, tag = "19")]
     ip_families: Vec<String>,
+    #[prost(string, optional, tag = "22")]
+    internal_traffic_policy: Option<String>,
 }
 
-/// A ServicePort or an EndpointPort: what is used of them has the same tags.
+#[derive(Message)]
+struct SessionAffinityConfig {
+    #[prost(message, optional, tag = "1")]
+    client_ip: Option<ClientIpConfig>,
+}
+
+#[derive(Message)]
+struct ClientIpConfig {
+    #[prost(int32, optional, tag = "1")]
+    timeout_seconds: Option<i32>,
+}
+
+#[derive(Message)]
+struct ServiceStatus {
+    #[prost(message, optional, tag = "1")]
+    load_balancer: Option<LoadBalancerStatus>,
+}
+
+#[derive(Message)]
+struct LoadBalancerStatus {
+    #[prost(message, repeated, tag = "1")]
+    ingress: Vec<LoadBalancerIngress>,
+}
+
+#[derive(Message)]
+struct LoadBalancerIngress {
+    #[prost(string, optional, tag = "1")]
+    ip: Option<String>,
+    #[prost(string, optional, tag = "3")]
+    ip_mode: Option<String>,
+}
+
+/// A ServicePort or an EndpointPort: what they have in common has the same tags.
 #[derive(Message)]
 struct Port {
     #[prost(string, optional, tag = "1")]
@@ -108,6 +154,9 @@ struct Port {
     protocol: Option<String>,
     #[prost(int32, optional, tag = "3")]
     port: Option<i32>,
+    /// A ServicePort only: an EndpointPort has nothing there.
+    #[prost(int32, optional, tag = "5")]
+    node_port: Option<i32>,
 }
 
 #[derive(Message)]
@@ -128,6 +177,25 @@ struct Endpoint {
     addresses: Vec<String>,
     #[prost(message, optional, tag = "2")]
     conditions: Option<EndpointConditions>,
+    #[prost(string, optional, tag = "6")]
+    node_name: Option<String>,
+    #[prost(message, optional, tag = "8")]
+    hints: Option<EndpointHints>,
+}
+
+#[derive(Message)]
+struct EndpointHints {
+    #[prost(message, repeated, tag = "1")]
+    for_zones: Vec<Named>,
+    #[prost(message, repeated, tag = "2")]
+    for_nodes: Vec<Named>,
+}
+
+/// A ForZone or a ForNode.
+#[derive(Message)]
+struct Named {
+    #[prost(string, optional, tag = "1")]
+    name: Option<String>,
 }
 
 #[derive(Message)]
@@ -140,21 +208,82 @@ struct EndpointConditions {
     terminating: Option<bool>,
 }
 
+#[derive(Message)]
+pub(super) struct Node {
+    #[prost(message, optional, tag = "1")]
+    metadata: Option<Metadata>,
+    #[prost(message, optional, tag = "2")]
+    spec: Option<NodeSpec>,
+    #[prost(message, optional, tag = "3")]
+    status: Option<NodeStatus>,
+}
+
+#[derive(Message)]
+struct NodeSpec {
+    #[prost(string, repeated, tag = "7")]
+    pod_cidrs: Vec<String>,
+}
+
+#[derive(Message)]
+struct NodeStatus {
+    #[prost(message, repeated, tag = "5")]
+    addresses: Vec<NodeAddress>,
+}
+
+#[derive(Message)]
+struct NodeAddress {
+    #[prost(string, optional, tag = "1")]
+    kind: Option<String>,
+    #[prost(string, optional, tag = "2")]
+    address: Option<String>,
+}
+
+#[derive(Message)]
+pub(super) struct ServiceCidr {
+    #[prost(message, optional, tag = "1")]
+    metadata: Option<Metadata>,
+    #[prost(message, optional, tag = "2")]
+    spec: Option<ServiceCidrSpec>,
+}
+
+#[derive(Message)]
+struct ServiceCidrSpec {
+    #[prost(string, repeated, tag = "1")]
+    cidrs: Vec<String>,
+}
+
 /// An object that has a version.
 pub(super) trait Versioned {
+    /// What every object has.
+    fn metadata(&self) -> Option<&Metadata>;
+
     /// Its resourceVersion.
-    fn version(&self) -> &str;
+    fn version(&self) -> &str {
+        self.metadata().map_or("", |metadata| &metadata.resource_version)
+    }
 }
 
 impl Versioned for Service {
-    fn version(&self) -> &str {
-        self.metadata.as_ref().map_or("", |metadata| &metadata.resource_version)
+    fn metadata(&self) -> Option<&Metadata> {
+        self.metadata.as_ref()
     }
 }
 
 impl Versioned for EndpointSlice {
-    fn version(&self) -> &str {
-        self.metadata.as_ref().map_or("", |metadata| &metadata.resource_version)
+    fn metadata(&self) -> Option<&Metadata> {
+        self.metadata.as_ref()
+    }
+}
+
+impl Versioned for Node {
+    fn metadata(&self) -> Option<&Metadata> {
+        self.metadata.as_ref()
+    }
+}
+
+impl Versioned for ServiceCidr {
+    fn metadata(&self) -> Option<&Metadata> {
+        self.metadata.as_ref()
     }
 }
 
@@ -165,21 +294,57 @@ impl From<Metadata> for object::Metadata {
 }
 
 impl From<Service> for object::Service {
-    fn from(Service { metadata, spec }: Service) -> Self {
-        Self { metadata: metadata.unwrap_or_default().into(), spec: spec.unwrap_or_default().into() }
+    fn from(Service { metadata, spec, status }: Service) -> Self {
+        Self {
+            metadata: metadata.unwrap_or_default().into(),
+            spec: spec.unwrap_or_default().into(),
+            status: status.unwrap_or_default().into(),
+        }
     }
 }
 
 impl From<ServiceSpec> for object::ServiceSpec {
-    fn from(ServiceSpec { ports, cluster_ip, kind: type_, cluster_ips, ip_families }: ServiceSpec) -> Self {
-        let port = |Port { name, protocol, port }| object::ServicePort { name, protocol, port: port.map(i64::from) };
-        Self { type_, cluster_ip, cluster_ips, ip_families, ports: ports.into_iter().map(port).collect() }
+    fn from(spec: ServiceSpec) -> Self {
+        Self {
+            type_: spec.kind,
+            cluster_ip: spec.cluster_ip,
+            cluster_ips: spec.cluster_ips,
+            ip_families: spec.ip_families,
+            ports: spec.ports.into_iter().map(Into::into).collect(),
+            external_ips: spec.external_ips,
+            external_traffic_policy: spec.external_traffic_policy,
+            internal_traffic_policy: spec.internal_traffic_policy,
+            session_affinity: spec.session_affinity,
+            session_affinity_config: spec.session_affinity_config.unwrap_or_default().into(),
+            load_balancer_source_ranges: spec.load_balancer_source_ranges,
+        }
+    }
+}
+
+impl From<Port> for object::ServicePort {
+    fn from(Port { name, protocol, port, node_port }: Port) -> Self {
+        Self { name, protocol, port: port.map(i64::from), node_port: node_port.map(i64::from) }
+    }
+}
+
+impl From<SessionAffinityConfig> for object::SessionAffinityConfig {
+    fn from(SessionAffinityConfig { client_ip }: SessionAffinityConfig) -> Self {
+        let seconds = client_ip.and_then(|client_ip| client_ip.timeout_seconds);
+        Self { client_ip: object::ClientIpConfig { timeout_seconds: seconds.map(i64::from) } }
+    }
+}
+
+impl From<ServiceStatus> for object::ServiceStatus {
+    fn from(ServiceStatus { load_balancer }: ServiceStatus) -> Self {
+        let ingress = load_balancer.unwrap_or_default().ingress.into_iter();
+        let ingress = ingress.map(|LoadBalancerIngress { ip, ip_mode }| object::LoadBalancerIngress { ip, ip_mode });
+        Self { load_balancer: object::LoadBalancerStatus { ingress: ingress.collect() } }
     }
 }
 
 impl From<EndpointSlice> for object::EndpointSlice {
     fn from(EndpointSlice { metadata, endpoints, ports, address_type }: EndpointSlice) -> Self {
-        let port = |Port { name, protocol, port }| object::EndpointPort { name, protocol, port: port.map(i64::from) };
+        let port = |Port { name, protocol, port, .. }| object::EndpointPort { name, protocol, port: port.map(i64::from) };
         Self {
             metadata: metadata.unwrap_or_default().into(),
             address_type,
@@ -190,8 +355,35 @@ impl From<EndpointSlice> for object::EndpointSlice {
 }
 
 impl From<Endpoint> for object::Endpoint {
-    fn from(Endpoint { addresses, conditions }: Endpoint) -> Self {
+    fn from(Endpoint { addresses, conditions, node_name, hints }: Endpoint) -> Self {
         let EndpointConditions { ready, serving, terminating } = conditions.unwrap_or_default();
-        Self { addresses, conditions: object::EndpointConditions { ready, serving, terminating } }
+        let conditions = object::EndpointConditions { ready, serving, terminating };
+        Self { addresses, conditions, node_name, hints: hints.unwrap_or_default().into() }
+    }
+}
+
+impl From<EndpointHints> for object::EndpointHints {
+    fn from(EndpointHints { for_zones, for_nodes }: EndpointHints) -> Self {
+        let named = |Named { name }| object::Named { name };
+        Self { for_zones: for_zones.into_iter().map(named).collect(), for_nodes: for_nodes.into_iter().map(named).collect() }
+    }
+}
+
+impl From<Node> for object::Node {
+    fn from(Node { metadata, spec, status }: Node) -> Self {
+        let addresses = status.unwrap_or_default().addresses.into_iter();
+        let addresses = addresses.map(|NodeAddress { kind: type_, address }| object::NodeAddress { type_, address });
+        Self {
+            metadata: metadata.unwrap_or_default().into(),
+            spec: object::NodeSpec { pod_cidrs: spec.unwrap_or_default().pod_cidrs },
+            status: object::NodeStatus { addresses: addresses.collect() },
+        }
+    }
+}
+
+impl From<ServiceCidr> for object::ServiceCidr {
+    fn from(ServiceCidr { metadata, spec }: ServiceCidr) -> Self {
+        let spec = object::ServiceCidrSpec { cidrs: spec.unwrap_or_default().cidrs };
+        Self { metadata: metadata.unwrap_or_default().into(), spec }
     }
 }

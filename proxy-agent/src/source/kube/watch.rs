@@ -8,7 +8,6 @@
 //! object that does not decode for a broken watch, and starts a new list at a version that may be older than what is known.
 
 use std::collections::HashSet;
-use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
 use ::kube::Client;
@@ -17,11 +16,13 @@ use ::kube::client::Body;
 use ::kube::core::Request;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::failure::{Backoff, Failure, Journal, Kind, random};
 use super::list::List;
-use super::wire::{ACCEPT, ACCEPT_WATCH, Frame, Garbled, Resource, Seen, frame, refusal, take_frame};
+use super::resource::Resource;
+use super::wire::{ACCEPT, ACCEPT_WATCH, Frame, Garbled, Seen, frame, refusal, take_frame};
 use super::{KubeConfig, Link};
 use crate::source::{Closed, Event, Sender, send};
 
@@ -31,6 +32,9 @@ const ANSWER: Duration = Duration::from_secs(70);
 const SILENCE: Duration = Duration::from_secs(100);
 /// A watch that has been open for so long works, even if it has had nothing to say.
 const SETTLED: Duration = Duration::from_secs(5);
+
+/// When to look again for what the server does not have: it may be upgraded.
+const LATER: Duration = Duration::from_secs(600);
 
 /// Why a watch is not read any further.
 enum Stop {
@@ -59,13 +63,22 @@ pub(super) struct Watch<R> {
     backoff: Backoff,
     /// Where to go on; `None` before the first complete list and after the server has forgotten that version.
     version: Option<String>,
-    resource: PhantomData<R>,
+    resource: R,
+    /// Dropped once the server has answered.
+    unanswered: Option<oneshot::Sender<()>>,
 }
 
 impl<R: Resource> Watch<R> {
-    pub(super) fn new(config: KubeConfig, Link { client, server }: Link, events: Sender) -> Self {
-        let journal = Journal::new(R::PLURAL, server);
-        Self { config, client, events, journal, backoff: Backoff::default(), version: None, resource: PhantomData }
+    pub(super) fn new(resource: R, config: KubeConfig, Link { client, server }: Link, events: Sender) -> Self {
+        let journal = Journal::new(R::PLURAL, R::OPTIONAL, server);
+        Self { config, client, events, journal, backoff: Backoff::default(), version: None, resource, unanswered: None }
+    }
+
+    /// Ends when the first list has been sent, or refused; not while there is no server.
+    pub(super) fn answered(&mut self) -> impl Future<Output = ()> + use<R> {
+        let (unanswered, answered) = oneshot::channel();
+        self.unanswered = Some(unanswered);
+        async move { drop(answered.await) }
     }
 
     /// Watches until nobody listens.
@@ -87,15 +100,24 @@ impl<R: Resource> Watch<R> {
                 Ok(()) => tokio::time::sleep(self.backoff.next()).await,
                 Err(Stop::Failed(failure)) => {
                     self.journal.failed(&failure);
+                    if failure.kind != Kind::Unreachable {
+                        self.unanswered = None;
+                    }
                     if failure.kind == Kind::Expired {
                         // The server is there, and gives a new list.
                         self.backoff.reset();
                     }
-                    tokio::time::sleep(self.backoff.next()).await;
+                    tokio::time::sleep(self.pause(failure.kind)).await;
                     self.renew(failure.kind).await;
                 }
             }
         }
+    }
+
+    /// A server that starts may say for a while that it does not have what it has.
+    fn pause(&mut self, kind: Kind) -> Duration {
+        let is_absent = R::OPTIONAL.is_some() && matches!(kind, Kind::Absent | Kind::Forbidden);
+        if is_absent && self.backoff.is_longest() { LATER } else { self.backoff.next() }
     }
 
     /// A token, certificate or CA may have been exchanged, and a connection in the pool may be dead: start from the files again.
@@ -122,16 +144,13 @@ impl<R: Resource> Watch<R> {
     /// A complete list.
     async fn list(&mut self) -> Result<(), Stop> {
         let (start, mut list, mut listed) = (Instant::now(), List::default(), HashSet::new());
-        let params = ListParams {
-            label_selector: Some(R::LABELS.to_owned()),
-            field_selector: R::FIELDS.map(str::to_owned),
-            ..ListParams::default()
-        };
+        let params =
+            ListParams { label_selector: R::LABELS.map(str::to_owned), field_selector: self.resource.fields(), ..ListParams::default() };
         let request = Request::new(R::PATH).list(&params).map_err(::kube::Error::BuildRequest)?;
         let mut body = timeout(ANSWER, self.ask(request, ACCEPT)).await.map_err(|_| no_answer(ANSWER))??;
         while let Some(data) = timeout(ANSWER, data(&mut body)).await.map_err(|_| no_answer(ANSWER))?? {
             list.push(&data);
-            while let Some(Seen { name, converted }) = list.next::<R>()? {
+            while let Some(Seen { name, converted }) = list.next(&self.resource)? {
                 listed.extend(name);
                 send(&self.events, Event::Object(converted)).await?;
             }
@@ -141,6 +160,7 @@ impl<R: Resource> Watch<R> {
         tracing::info!("{}: {} listed in {:.1?}", R::PLURAL, listed.len(), start.elapsed());
         send(&self.events, Event::Listed(R::KIND, listed)).await?;
         self.version = Some(version);
+        self.unanswered = None;
         Ok(())
     }
 
@@ -168,7 +188,7 @@ impl<R: Resource> Watch<R> {
                     return Ok(());
                 }
             };
-            match frame::<R>(bytes).map_err(|garbled| self.garbled(garbled))? {
+            match frame(&self.resource, bytes).map_err(|garbled| self.garbled(garbled))? {
                 Frame::Object(Seen { converted, .. }, version) | Frame::Gone(Seen { converted, .. }, version) => {
                     self.reached(version);
                     send(&self.events, Event::Object(converted)).await?;
@@ -183,8 +203,8 @@ impl<R: Resource> Watch<R> {
 
     async fn open(&mut self) -> Result<Body, Failure> {
         let params = WatchParams {
-            label_selector: Some(R::LABELS.to_owned()),
-            field_selector: R::FIELDS.map(str::to_owned),
+            label_selector: R::LABELS.map(str::to_owned),
+            field_selector: self.resource.fields(),
             // Not the same for all nodes, or they would all come back together.
             timeout: Some(300 + (300.0 * random()) as u32),
             bookmarks: true,

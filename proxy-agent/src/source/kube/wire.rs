@@ -4,11 +4,11 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 use prost::{DecodeError, Message};
-use proxy_core::cluster::Kind;
-use proxy_core::input::{Converted, convert_endpoint_slice, convert_service};
+use proxy_core::input::Converted;
 use proxy_core::model::ObjectName;
 
 use super::proto::{self, Versioned};
+use super::resource::Resource;
 use crate::source::{noun, removal, report, subject};
 
 /// What is asked for. An error may come as JSON from something before the API server.
@@ -20,56 +20,6 @@ pub(super) const ACCEPT_WATCH: &str = "application/vnd.kubernetes.protobuf;strea
 pub(super) const MAGIC: &[u8] = b"k8s\0";
 /// The longest object that is believed: etcd takes 1.5 MiB.
 pub(super) const LONGEST: usize = 64 << 20;
-
-/// One of the resources that are watched.
-pub(super) trait Resource: Send + 'static {
-    /// Which list its events are about.
-    const KIND: Kind;
-    /// Plural name, as in RBAC rules.
-    const PLURAL: &'static str;
-    /// Path of its collection.
-    const PATH: &'static str;
-    /// Which objects the API server leaves out.
-    const LABELS: &'static str;
-    /// Which objects the API server leaves out.
-    const FIELDS: Option<&'static str>;
-    /// The object as it is sent.
-    type Object: Message + Default + Versioned;
-    /// What an object says.
-    fn convert(object: Self::Object) -> Converted;
-}
-
-/// Services that have a ClusterIP and are not another proxy's (SVC-01).
-pub(super) struct Services;
-
-impl Resource for Services {
-    const KIND: Kind = Kind::Service;
-    const PLURAL: &'static str = "services";
-    const PATH: &'static str = "/api/v1/services";
-    const LABELS: &'static str = "!service.kubernetes.io/service-proxy-name";
-    const FIELDS: Option<&'static str> = Some("spec.clusterIP!=None");
-    type Object = proto::Service;
-
-    fn convert(object: proto::Service) -> Converted {
-        convert_service(&object.into())
-    }
-}
-
-/// EndpointSlices of Services that are not headless (EP-01).
-pub(super) struct EndpointSlices;
-
-impl Resource for EndpointSlices {
-    const KIND: Kind = Kind::Slice;
-    const PLURAL: &'static str = "endpointslices";
-    const PATH: &'static str = "/apis/discovery.k8s.io/v1/endpointslices";
-    const LABELS: &'static str = "!service.kubernetes.io/headless";
-    const FIELDS: Option<&'static str> = None;
-    type Object = proto::EndpointSlice;
-
-    fn convert(object: proto::EndpointSlice) -> Converted {
-        convert_endpoint_slice(&object.into())
-    }
-}
 
 /// An object of a watch or list. One that could not be decoded has no change, and mostly still a name.
 #[derive(PartialEq, Debug)]
@@ -128,12 +78,12 @@ pub(super) fn take_frame(read: &mut BytesMut) -> Result<Option<Bytes>, Garbled> 
 }
 
 /// Decodes one frame of a watch.
-pub(super) fn frame<R: Resource>(bytes: Bytes) -> Result<Frame, Garbled> {
+pub(super) fn frame<R: Resource>(resource: &R, bytes: Bytes) -> Result<Frame, Garbled> {
     let event = proto::WatchEvent::decode(bytes)?;
     let object = || unwrapped(event.object.map(|object| object.raw).unwrap_or_default());
     Ok(match &*event.kind {
         "ADDED" | "MODIFIED" => {
-            let (seen, version) = seen::<R>(&object()?)?;
+            let (seen, version) = seen(resource, &object()?)?;
             Frame::Object(seen, version)
         }
         "DELETED" => {
@@ -169,12 +119,13 @@ pub(super) fn no_magic(bytes: &[u8]) -> Garbled {
 }
 
 /// Decodes an object, which may fail, and its version, without which there is no going on.
-pub(super) fn seen<R: Resource>(raw: &Bytes) -> Result<(Seen, String), Garbled> {
+pub(super) fn seen<R: Resource>(resource: &R, raw: &Bytes) -> Result<(Seen, String), Garbled> {
     match R::Object::decode(raw.clone()) {
         Ok(object) => {
             let version = object.version().to_owned();
-            let converted = R::convert(object);
-            Ok((Seen { name: subject(&converted).map(|(_, name)| name.clone()), converted }, version))
+            let converted = resource.convert(object);
+            let name = subject(&converted, resource.node()).map(|(_, name)| name.clone());
+            Ok((Seen { name, converted }, version))
         }
         Err(error) => {
             let head = head(raw)?;

@@ -15,7 +15,7 @@ use proxy_core::input::Converted;
 use proxy_core::model::ObjectName;
 
 use super::parse::{self, Broken, Parsed};
-use crate::source::{noun, removal, report, subject};
+use crate::source::{node_name, noun, removal, report, subject};
 
 /// A file this large is not a manifest, and is not read.
 const LARGEST: u64 = 256 << 20;
@@ -27,6 +27,8 @@ type Key = (Kind, ObjectName);
 /// A folder of manifests.
 pub(super) struct Folder {
     dir: PathBuf,
+    /// The agent's own Node.
+    node: ObjectName,
     files: BTreeMap<OsString, File>,
     /// What has been said of each object.
     served: HashMap<Key, Arc<Converted>>,
@@ -78,8 +80,8 @@ impl Stamp {
 }
 
 impl Folder {
-    pub(super) fn new(dir: PathBuf) -> Self {
-        Self { dir, files: BTreeMap::new(), served: HashMap::new(), shadowed: BTreeSet::new(), lost: false }
+    pub(super) fn new(dir: PathBuf, node: &str) -> Self {
+        Self { dir, node: node_name(node), files: BTreeMap::new(), served: HashMap::new(), shadowed: BTreeSet::new(), lost: false }
     }
 
     pub(super) fn dir(&self) -> &Path {
@@ -140,7 +142,7 @@ impl Folder {
             let file = self.files.entry(name).or_default();
             match stamp {
                 Ok(stamp) if file.stamp == Some(stamp) => {}
-                Ok(stamp) => changed |= file.read(&path, stamp, &mut said),
+                Ok(stamp) => changed |= file.read(&path, stamp, &self.node.name, &mut said),
                 Err(error) => file.cannot_be_read(&path, &error, &mut said),
             }
         }
@@ -157,7 +159,7 @@ impl Folder {
         let mut shadowed = BTreeSet::new();
         for (name, file) in &self.files {
             for (line, object) in &file.objects {
-                let Some((kind, object_name)) = subject(object) else { continue };
+                let Some((kind, object_name)) = subject(object, Some(&self.node)) else { continue };
                 let key = (kind, object_name.clone());
                 if let Some((owner, at)) = owners.get(&key) {
                     let shadow = (name.clone(), format!("{} {object_name}", noun(kind)));
@@ -183,7 +185,7 @@ impl Folder {
 
 impl File {
     /// `true` if its objects have changed.
-    fn read(&mut self, path: &Path, stamp: Stamp, said: &mut Vec<Converted>) -> bool {
+    fn read(&mut self, path: &Path, stamp: Stamp, node: &str, said: &mut Vec<Converted>) -> bool {
         let settled = stamp.is_settled();
         let bytes = match read_file(path, stamp.len) {
             Ok(bytes) => bytes,
@@ -203,7 +205,7 @@ impl File {
             return false;
         }
         self.content = content;
-        match parse(path, &bytes) {
+        match parse(path, &bytes, node) {
             Ok(parsed) => {
                 if std::mem::take(&mut self.broken) {
                     tracing::info!("{}: in order again", path.display());
@@ -222,7 +224,11 @@ impl File {
     fn take(&mut self, path: &Path, parsed: Parsed, said: &mut Vec<Converted>) {
         if !parsed.ignored.is_empty() {
             let kinds = parsed.ignored.into_iter().collect::<Vec<_>>().join(", ");
-            tracing::info!("{}: only v1 Service and discovery.k8s.io/v1 EndpointSlice are of use here; ignored: {kinds}", path.display());
+            tracing::info!(
+                "{}: only v1 Service and Node, discovery.k8s.io/v1 EndpointSlice and networking.k8s.io/v1 ServiceCIDR are of use here; \
+                 ignored: {kinds}",
+                path.display()
+            );
         }
         self.objects.clear();
         for (line, mut object) in parsed.objects {
@@ -260,7 +266,7 @@ fn read_file(path: &Path, len: u64) -> io::Result<Vec<u8>> {
     fs::read(path)
 }
 
-fn parse(path: &Path, bytes: &[u8]) -> Result<Parsed, Broken> {
+fn parse(path: &Path, bytes: &[u8], node: &str) -> Result<Parsed, Broken> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let good = &bytes[..error.valid_up_to()];
         let line = good.iter().filter(|byte| **byte == b'\n').count() + 1;
@@ -269,8 +275,8 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Parsed, Broken> {
     })?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     match path.file_name().and_then(format_of) {
-        Some(Format::Json) => parse::json(text),
-        _ => parse::yaml(text),
+        Some(Format::Json) => parse::json(text, node),
+        _ => parse::yaml(text, node),
     }
 }
 

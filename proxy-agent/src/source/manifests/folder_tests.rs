@@ -13,7 +13,7 @@ struct Test {
 impl Test {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("a folder");
-        let folder = Folder::new(dir.path().to_owned());
+        let folder = Folder::new(dir.path().to_owned(), "node1");
         Self { dir, folder }
     }
 
@@ -34,7 +34,11 @@ fn shown(converted: &Converted) -> Vec<String> {
     let change = converted.change.as_ref().map(|change| match change {
         Change::Service(name, Some(service)) => format!("+{name} {}", service.cluster_ips[0]),
         Change::Slice(name, Some(slice)) => format!("+{name} {}", slice.endpoints[0].ip),
-        Change::Service(name, None) | Change::Slice(name, None) => format!("-{name}"),
+        Change::Node(Some(node)) => format!("+node {}", node.zone.as_deref().unwrap_or_default()),
+        Change::ServiceCidr(name, Some(cidrs)) => format!("+{name} {cidrs:?}"),
+        Change::Service(name, None) | Change::Slice(name, None) | Change::ServiceCidr(name, None) => format!("-{name}"),
+        Change::Node(None) => "-node".to_owned(),
+        Change::HostAddresses(_) => panic!("{change:?}"),
     });
     change.into_iter().chain(converted.problems.iter().map(|problem| problem.to_string())).collect()
 }
@@ -140,6 +144,25 @@ fn a_slice_and_a_service_may_share_a_name() {
     test.write("a.yaml", &(service("web", 1) + slice));
     assert_eq!(test.scan(), ["+default/web 10.1.0.1", "+default/web 10.96.0.1"]);
     assert_eq!((test.folder.names(Kind::Service).len(), test.folder.names(Kind::Slice).len()), (1, 1));
+}
+
+#[test]
+fn what_is_around_the_services_goes_with_its_file() {
+    let mut test = Test::new();
+    let node = |name: &str, zone: &str| {
+        format!("kind: Node\napiVersion: v1\nmetadata: {{name: {name}, labels: {{topology.kubernetes.io/zone: {zone}}}}}\n---\n")
+    };
+    let cidr = "kind: ServiceCIDR\napiVersion: networking.k8s.io/v1\nmetadata: {name: kubernetes}\nspec: {cidrs: [10.96.0.0/16]}\n";
+    test.write("a.yaml", &(node("node2", "z") + &node("node1", "a") + cidr));
+    assert_eq!(test.scan(), ["+kubernetes [10.96.0.0/16]", "+node a"]);
+    test.write("b.yaml", &node("node1", "b"));
+    assert_eq!(test.scan(), ["b.yaml:1:1: node node1 is also in a.yaml:5, which counts"]);
+    test.write("a.yaml", &node("node2", "y"));
+    assert_eq!(test.scan(), ["+node b", "-kubernetes"]);
+    assert_eq!(test.folder.names(Kind::Node), HashSet::from([ObjectName::new("", "node1")]));
+    fs::remove_file(test.dir.path().join("b.yaml")).expect("removed");
+    assert_eq!(test.scan(), ["-node"]);
+    assert!(test.folder.names(Kind::Node).is_empty());
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Services and EndpointSlices from a folder of manifests, for a host without a cluster. What is saved takes effect.
+//! Services, EndpointSlices, the own Node and ServiceCIDRs from a folder of manifests, for a host without a cluster. What is saved takes effect.
 
 mod folder;
 mod parse;
@@ -6,6 +6,7 @@ mod parse;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -26,16 +27,16 @@ const IMPATIENCE: Duration = Duration::from_secs(1);
 /// Events may be lost, and some filesystems have none: the folder is looked at this often without one.
 const RESCAN: Duration = Duration::from_secs(3);
 
-/// Sends all Services and EndpointSlices of the `*.yaml`, `*.yml` and `*.json` files of a folder, and then what changes, until
-/// the channel closes. A file that cannot be used is reported as a problem of `file:line:column`, once for each content.
-pub async fn watch(dir: PathBuf, events: Sender) -> anyhow::Result<()> {
+/// Sends all Services, EndpointSlices and ServiceCIDRs and the Node of this name of the `*.yaml`, `*.yml` and `*.json` files of a
+/// folder, and then what changes, until the channel closes. A file that cannot be used is reported as a problem of `file:line:column`, once for each content.
+pub async fn watch(dir: PathBuf, node: Arc<str>, events: Sender) -> anyhow::Result<()> {
     let metadata = fs::metadata(&dir).with_context(|| format!("manifests folder {}: create it, or name another", dir.display()))?;
     ensure!(metadata.is_dir(), "manifests folder {}: is not a folder; name the one that the files are in", dir.display());
     let (bell, mut rung) = mpsc::channel(1);
     let mut alarm = Alarm { bell, watcher: None, watched: None, failed: false };
     // Before the first look, so that nothing that happens after it is missed.
     alarm.set(&dir);
-    let mut folder = Folder::new(dir);
+    let mut folder = Folder::new(dir, &node);
     let mut first = true;
     loop {
         let (scanned, said) = tokio::task::spawn_blocking(move || {
@@ -47,7 +48,7 @@ pub async fn watch(dir: PathBuf, events: Sender) -> anyhow::Result<()> {
         folder = scanned;
         let mut out: Vec<Event> = said.into_iter().map(Event::Object).collect();
         if std::mem::take(&mut first) {
-            out.extend([Kind::Service, Kind::Slice].map(|kind| Event::Listed(kind, folder.names(kind))));
+            out.extend([Kind::Node, Kind::ServiceCidr, Kind::Service, Kind::Slice].map(|kind| Event::Listed(kind, folder.names(kind))));
         }
         for event in out {
             if let Err(Closed) = send(&events, event).await {

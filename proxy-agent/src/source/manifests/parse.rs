@@ -7,10 +7,12 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use proxy_core::cluster::Kind;
-use proxy_core::input::{Converted, convert_endpoint_slice, convert_service, object};
+use proxy_core::input::{Converted, convert_endpoint_slice, convert_node, convert_service, convert_service_cidr, object};
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::MessageFormatter;
+
+use crate::source::report;
 
 /// What a file holds.
 #[derive(PartialEq, Default, Debug)]
@@ -32,8 +34,8 @@ pub(super) struct Broken {
     pub(super) what: String,
 }
 
-/// Reads a file of YAML, in which `---` separates documents.
-pub(super) fn yaml(text: &str) -> Result<Parsed, Broken> {
+/// Reads a file of YAML, in which `---` separates documents, on the Node of this name.
+pub(super) fn yaml(text: &str, node: &str) -> Result<Parsed, Broken> {
     let mut parsed = Parsed::default();
     for (before, document) in documents(text) {
         let broken = |error: serde_saphyr::Error| broken_yaml(before, &error);
@@ -42,22 +44,22 @@ pub(super) fn yaml(text: &str) -> Result<Parsed, Broken> {
         let Some(head) = head else { continue };
         let line = before + 1 + document.lines().position(is_content).unwrap_or(0);
         let content = head.document(line, || serde_saphyr::from_str_with_options(document, options()).map_err(broken))?;
-        let objects = serde_saphyr::with_deserializer_from_str_with_options(document, options(), |d| content.deserialize(d));
+        let objects = serde_saphyr::with_deserializer_from_str_with_options(document, options(), |d| content.on(node).deserialize(d));
         parsed.objects.extend(objects.map_err(broken)?.into_iter().map(|converted| (line, converted)));
         content.name_ignored(&mut parsed.ignored);
     }
     Ok(parsed)
 }
 
-/// Reads a file of JSON, one object or list.
-pub(super) fn json(text: &str) -> Result<Parsed, Broken> {
+/// Reads a file of JSON, one object or list, on the Node of this name.
+pub(super) fn json(text: &str, node: &str) -> Result<Parsed, Broken> {
     if text.trim_start().is_empty() {
         return Ok(Parsed::default());
     }
     let head: Option<Head> = serde_json::from_str(text).map_err(|error| broken_json(&error))?;
     let Some(head) = head else { return Ok(Parsed::default()) };
     let content = head.document(1, || serde_json::from_str(text).map_err(|error| broken_json(&error)))?;
-    let objects = content.deserialize(&mut serde_json::Deserializer::from_str(text)).map_err(|error| broken_json(&error))?;
+    let objects = content.on(node).deserialize(&mut serde_json::Deserializer::from_str(text)).map_err(|error| broken_json(&error))?;
     let mut parsed = Parsed { objects: objects.into_iter().map(|converted| (1, converted)).collect(), ignored: BTreeSet::new() };
     content.name_ignored(&mut parsed.ignored);
     Ok(parsed)
@@ -144,7 +146,9 @@ impl Head {
         let of = match (api_version, kind) {
             ("v1", "List") => None,
             ("v1", "ServiceList") => Some(Kind::Service),
+            ("v1", "NodeList") => Some(Kind::Node),
             ("discovery.k8s.io/v1", "EndpointSliceList") => Some(Kind::Slice),
+            ("networking.k8s.io/v1", "ServiceCIDRList") => Some(Kind::ServiceCidr),
             _ => return self.object().map_err(broken),
         };
         let items = list()?.items.unwrap_or_default();
@@ -159,7 +163,9 @@ impl Head {
     fn object(&self) -> Result<Content, String> {
         Ok(match self.names()? {
             ("v1", "Service") => Content::Object(Kind::Service),
+            ("v1", "Node") => Content::Object(Kind::Node),
             ("discovery.k8s.io/v1", "EndpointSlice") => Content::Object(Kind::Slice),
+            ("networking.k8s.io/v1", "ServiceCIDR") => Content::Object(Kind::ServiceCidr),
             (api_version, kind) => Content::Ignored(format!("{api_version} {kind}")),
         })
     }
@@ -173,7 +179,7 @@ impl Head {
     }
 }
 
-/// What is in a document; as a seed, how to read it.
+/// What is in a document.
 enum Content {
     Object(Kind),
     List(Vec<Content>),
@@ -181,6 +187,10 @@ enum Content {
 }
 
 impl Content {
+    fn on<'a>(&'a self, node: &'a str) -> Reader<'a> {
+        Reader { content: self, node }
+    }
+
     fn name_ignored(self, ignored: &mut BTreeSet<String>) {
         match self {
             Content::Object(_) => {}
@@ -190,14 +200,24 @@ impl Content {
     }
 }
 
-impl<'de> DeserializeSeed<'de> for &Content {
+/// Reads what is in a document.
+#[derive(Clone, Copy)]
+struct Reader<'a> {
+    content: &'a Content,
+    /// The name of the agent's own Node.
+    node: &'a str,
+}
+
+impl<'de> DeserializeSeed<'de> for Reader<'_> {
     type Value = Vec<Converted>;
 
     fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Self::Value, D::Error> {
-        Ok(match self {
+        Ok(match self.content {
             Content::Object(Kind::Service) => vec![convert_service(&object::Service::deserialize(d)?)],
-            Content::Object(Kind::Slice) => vec![convert_endpoint_slice(&object::EndpointSlice::deserialize(d)?)],
-            Content::List(items) => d.deserialize_map(ListVisitor(items))?,
+            Content::Object(Kind::Slice) => vec![convert_endpoint_slice(&object::EndpointSlice::deserialize(d)?, self.node)],
+            Content::Object(Kind::Node) => own_node(&object::Node::deserialize(d)?, self.node),
+            Content::Object(Kind::ServiceCidr) => vec![convert_service_cidr(&object::ServiceCidr::deserialize(d)?)],
+            Content::List(items) => d.deserialize_map(ListVisitor { items, node: self.node })?,
             Content::Ignored(_) => {
                 IgnoredAny::deserialize(d)?;
                 Vec::new()
@@ -206,8 +226,21 @@ impl<'de> DeserializeSeed<'de> for &Content {
     }
 }
 
+/// Other nodes' objects are of no use here, and the same folder may be for all nodes.
+fn own_node(object: &object::Node, node: &str) -> Vec<Converted> {
+    match object.metadata.name.as_deref().unwrap_or_default() {
+        "" => vec![report("node ?".into(), "metadata.name: missing; the object is ignored".into())],
+        name if name == node => vec![convert_node(object)],
+        _ => Vec::new(),
+    }
+}
+
 /// Reads `items` of a list.
-struct ListVisitor<'a>(&'a [Content]);
+#[derive(Clone, Copy)]
+struct ListVisitor<'a> {
+    items: &'a [Content],
+    node: &'a str,
+}
 
 impl<'de> Visitor<'de> for ListVisitor<'_> {
     type Value = Vec<Converted>;
@@ -219,8 +252,8 @@ impl<'de> Visitor<'de> for ListVisitor<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut objects = Vec::new();
         while let Some(key) = map.next_key::<String>()? {
-            if key == "items" && !self.0.is_empty() {
-                objects = map.next_value_seed(ItemsSeed(self.0))?;
+            if key == "items" && !self.items.is_empty() {
+                objects = map.next_value_seed(ItemsSeed(self))?;
             } else {
                 map.next_value::<IgnoredAny>()?;
             }
@@ -229,7 +262,7 @@ impl<'de> Visitor<'de> for ListVisitor<'_> {
     }
 }
 
-struct ItemsSeed<'a>(&'a [Content]);
+struct ItemsSeed<'a>(ListVisitor<'a>);
 
 impl<'de> DeserializeSeed<'de> for ItemsSeed<'_> {
     type Value = Vec<Converted>;
@@ -248,8 +281,8 @@ impl<'de> Visitor<'de> for ItemsSeed<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
         let mut objects = Vec::new();
-        for content in self.0 {
-            objects.extend(seq.next_element_seed(content)?.unwrap_or_default());
+        for content in self.0.items {
+            objects.extend(seq.next_element_seed(content.on(self.0.node))?.unwrap_or_default());
         }
         // Some formats want to be read to the end.
         while seq.next_element::<IgnoredAny>()?.is_some() {}

@@ -38,11 +38,11 @@ fn names(parsed: &Parsed) -> Vec<(usize, String)> {
 }
 
 fn good(text: &str) -> Parsed {
-    yaml(text).unwrap_or_else(|broken| panic!("{broken:?} in:\n{text}"))
+    yaml(text, "node1").unwrap_or_else(|broken| panic!("{broken:?} in:\n{text}"))
 }
 
 fn broken(text: &str) -> (usize, usize, String) {
-    let Broken { line, column, what } = yaml(text).err().unwrap_or_else(|| panic!("is good:\n{text}"));
+    let Broken { line, column, what } = yaml(text, "node1").err().unwrap_or_else(|| panic!("is good:\n{text}"));
     (line, column, what)
 }
 
@@ -60,8 +60,8 @@ fn files_without_documents_are_empty() {
     for text in ["", "\n\n", "# only this", "---", "---\n---\n...\n", "%YAML 1.2\n---\n", "~"] {
         assert_eq!(good(text), Parsed::default(), "{text:?}");
     }
-    assert_eq!(json(" \n"), Ok(Parsed::default()));
-    assert_eq!(json("null"), Ok(Parsed::default()));
+    assert_eq!(json(" \n", "node1"), Ok(Parsed::default()));
+    assert_eq!(json("null", "node1"), Ok(Parsed::default()));
 }
 
 #[test]
@@ -119,15 +119,15 @@ fn lists_are_taken_apart() {
 fn json_with_line_and_column() {
     let text = "{\"kind\": \"Service\", \"apiVersion\": \"v1\",\n \"metadata\": {\"name\": \"web\"},\n \"spec\": {\"clusterIP\": \"10.96.0.1\",\n  \
                 \"ports\": [{\"port\": 80}]}}";
-    let parsed = json(text).expect("good");
+    let parsed = json(text, "node1").expect("good");
     assert_eq!(names(&parsed), [(1, "default/web".to_string())]);
-    let Broken { line, column, what } = json(&text.replace("80", "\"http\"")).expect_err("wrong type");
+    let Broken { line, column, what } = json(&text.replace("80", "\"http\""), "node1").expect_err("wrong type");
     assert_eq!(line, 4, "{column} {what}");
     assert!(column > 10 && !what.contains("line"), "{column} {what}");
-    assert_eq!(json("{\n\"kind\": }").expect_err("no value").line, 2);
-    assert!(json("{\"kind\": \"Pod\", \"apiVersion\": \"v1\"} {}").is_err());
+    assert_eq!(json("{\n\"kind\": }", "node1").expect_err("no value").line, 2);
+    assert!(json("{\"kind\": \"Pod\", \"apiVersion\": \"v1\"} {}", "node1").is_err());
     let list = format!("{{\"kind\": \"List\", \"apiVersion\": \"v1\", \"items\": [{text}]}}");
-    assert_eq!(names(&json(&list).expect("good")).len(), 1);
+    assert_eq!(names(&json(&list, "node1").expect("good")).len(), 1);
 }
 
 #[test]
@@ -151,6 +151,29 @@ fn aliases_work_and_do_not_explode() {
     broken(&bomb);
     let deep = format!("kind: Service\napiVersion: v1\na: {}\n", "[".repeat(100_000));
     broken(&deep);
-    assert!(json(&format!("{{\"a\": {}", "[".repeat(100_000))).is_err());
+    assert!(json(&format!("{{\"a\": {}", "[".repeat(100_000)), "node1").is_err());
     assert!(start.elapsed() < std::time::Duration::from_secs(20), "{:?}", start.elapsed());
+}
+
+#[test]
+fn of_nodes_only_our_own_counts() {
+    let node = |name: &str| format!("kind: Node\napiVersion: v1\nmetadata: {{name: {name}}}\nspec: {{podCIDRs: [10.1.1.0/24]}}\n");
+    let parsed = good(&format!("{}---\n{}---\n{}", node("node1"), node("node2"), node("''")));
+    assert_eq!(parsed.ignored, BTreeSet::new());
+    let [(1, own), (11, nameless)] = &parsed.objects[..] else { panic!("{parsed:?}") };
+    let Some(Change::Node(Some(own))) = &own.change else { panic!("{own:?}") };
+    assert_eq!(own.pod_cidrs[0].to_string(), "10.1.1.0/24");
+    assert_eq!(nameless.change, None);
+    assert!(nameless.problems[0].to_string().starts_with("node ?: metadata.name: missing"), "{nameless:?}");
+    let list = "kind: NodeList\napiVersion: v1\nitems: [{metadata: {name: node2}}, {metadata: {name: node1}}]\n";
+    assert_eq!(good(list).objects.len(), 1);
+}
+
+#[test]
+fn ranges_of_clusterips() {
+    let cidr = "kind: ServiceCIDR\napiVersion: networking.k8s.io/v1\nmetadata: {name: more}\nspec: {cidrs: [10.97.0.0/16, 10.98.0.0]}\n";
+    let parsed = good(cidr);
+    let Some(Change::ServiceCidr(name, Some(cidrs))) = &parsed.objects[0].1.change else { panic!("{parsed:?}") };
+    assert_eq!((name.to_string(), cidrs.len()), ("more".to_owned(), 1));
+    assert!(parsed.objects[0].1.problems[0].to_string().starts_with("servicecidr more: spec.cidrs[1]: \"10.98.0.0\""), "{parsed:?}");
 }

@@ -36,8 +36,11 @@ async fn start() -> Test {
     let dir = tempfile::tempdir().expect("a folder");
     fs::write(dir.path().join("a.yaml"), service("a", 1)).expect("written");
     let (sender, mut events) = channel(16);
-    let watch = tokio::spawn(watch(dir.path().to_owned(), sender));
+    let watch = tokio::spawn(watch(dir.path().to_owned(), "node1".into(), sender));
     assert_eq!(next_change(&mut events).await, ("default/a".into(), Some("10.96.0.1".into())));
+    for kind in [Kind::Node, Kind::ServiceCidr] {
+        assert_eq!(next(&mut events).await, Event::Listed(kind, HashSet::new()));
+    }
     assert_eq!(next(&mut events).await, Event::Listed(Kind::Service, HashSet::from([ObjectName::new("default", "a")])));
     assert_eq!(next(&mut events).await, Event::Listed(Kind::Slice, HashSet::new()));
     Test { dir, events, watch }
@@ -85,10 +88,10 @@ async fn a_folder_that_comes_back_is_watched_again() {
 async fn what_is_no_folder_is_an_error_with_a_way_out() {
     let dir = tempfile::tempdir().expect("a folder");
     let (sender, _events) = channel(1);
-    let error = watch(dir.path().join("nowhere"), sender.clone()).await.expect_err("not there");
+    let error = watch(dir.path().join("nowhere"), "node1".into(), sender.clone()).await.expect_err("not there");
     assert!(format!("{error:#}").contains("nowhere: create it"), "{error:#}");
     fs::write(dir.path().join("file"), "").expect("written");
-    let error = watch(dir.path().join("file"), sender).await.expect_err("not a folder");
+    let error = watch(dir.path().join("file"), "node1".into(), sender).await.expect_err("not a folder");
     assert!(format!("{error:#}").contains("is not a folder"), "{error:#}");
 }
 
@@ -96,7 +99,9 @@ async fn what_is_no_folder_is_an_error_with_a_way_out() {
 async fn an_empty_folder_is_a_complete_list() {
     let dir = tempfile::tempdir().expect("a folder");
     let (sender, mut events) = channel(16);
-    tokio::spawn(watch(dir.path().to_owned(), sender));
-    assert_eq!(next(&mut events).await, Event::Listed(Kind::Service, HashSet::new()));
-    assert_eq!(next(&mut events).await, Event::Listed(Kind::Slice, HashSet::new()));
+    tokio::spawn(watch(dir.path().to_owned(), "node1".into(), sender));
+    // What is around the Services comes before them.
+    for kind in [Kind::Node, Kind::ServiceCidr, Kind::Service, Kind::Slice] {
+        assert_eq!(next(&mut events).await, Event::Listed(kind, HashSet::new()));
+    }
 }

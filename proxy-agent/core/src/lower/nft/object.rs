@@ -72,8 +72,9 @@ pub enum Value {
     Number(u32),
     /// How many, from 1.
     Count(u16),
-    /// Where packets go.
-    Target(Target),
+    /// Where packets go; nowhere: the static chain `drop`, which counts and drops. An element says so rather than be missing, since
+    /// it may be looked for a while after it went out of use.
+    Target(Option<Target>),
     /// Where packets to a frontend go, and the [label](crate::model::ServicePortName::label), which is the element's comment.
     Service(Class, Arc<str>),
     /// The label, which is the element's comment.
@@ -234,7 +235,8 @@ impl fmt::Display for Value {
             Value::Backend(backend) => write!(f, "{} . {}", backend.ip, backend.port),
             Value::Number(number) => write!(f, "{number}"),
             Value::Count(count) => write!(f, "{count}"),
-            Value::Target(target) => write!(f, "{target}"),
+            Value::Target(Some(target)) => write!(f, "{target}"),
+            Value::Target(None) => f.write_str("drop"),
             Value::Service(class, label) => write!(f, "{class} ({label})"),
             Value::Label(label) => write!(f, "({label})"),
         }

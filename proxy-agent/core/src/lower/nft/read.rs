@@ -10,7 +10,7 @@ use crate::model::{Address, Frontend, ObjectName, ServicePortName};
 use crate::route::{Masquerade, Pool, PortKey, Treatment};
 use crate::slots::Observed;
 use crate::surroundings::{Origin, Sender};
-use crate::view::{FrontendView, ServiceView, Views};
+use crate::view::{FrontendView, ServiceView, To, Views};
 
 type Table = Objects<Key, Value>;
 
@@ -32,7 +32,7 @@ pub(super) fn decide(nft: &Nft, objects: &Table, flow: &Flow) -> Verdict {
     if let Some((frontend, class)) = class
         && let Some((target, masqueraded)) = target(nft, objects, flow, frontend, class)
     {
-        return pick(objects, flow, frontend, target, masqueraded);
+        return target.map_or(Verdict::Dropped, |target| pick(objects, flow, frontend, target, masqueraded));
     }
     for frontend in candidates {
         if objects.contains_key(&Key::Refused(frontend)) {
@@ -76,8 +76,8 @@ fn sender(nft: &Nft, objects: &Table, flow: &Flow) -> Sender {
     }
 }
 
-/// The chain that picks, and whether the packet is marked on the way there.
-fn target(nft: &Nft, objects: &Table, flow: &Flow, frontend: Frontend, class: Class) -> Option<(Target, bool)> {
+/// The chain that picks, or none that drops, and whether the packet is marked on the way there.
+fn target(nft: &Nft, objects: &Table, flow: &Flow, frontend: Frontend, class: Class) -> Option<(Option<Target>, bool)> {
     let sender = sender(nft, objects, flow);
     match class {
         Class::Target(target) => {
@@ -86,7 +86,7 @@ fn target(nft: &Nft, objects: &Table, flow: &Flow, frontend: Frontend, class: Cl
                 Masquerade::UnlessPod => sender != Sender::Pod,
                 Masquerade::Always => true,
             };
-            objects.contains_key(&Key::Chain(target)).then_some((target.unmasqueraded(), masqueraded))
+            objects.contains_key(&Key::Chain(target)).then_some((Some(target.unmasqueraded()), masqueraded))
         }
         Class::BySource { .. } => {
             let pool = if sender == Sender::Other { Pool::Local } else { Pool::Cluster };
@@ -179,16 +179,14 @@ fn frontends(objects: &Table) -> impl Iterator<Item = Read<'_>> {
         }
         (Key::Service(frontend), Value::Service(Class::BySource { .. }, label)) => {
             let target = |pool| match objects.get(&Key::BySource(*frontend, pool)) {
-                Some(Value::Target(target)) => Some(*target),
+                Some(Value::Target(target)) => *target,
                 _ => None,
             };
             let targets = [Pool::Cluster, Pool::Local].into_iter().filter_map(target).collect();
             Some((*frontend, &**label, Treatment::BySource, targets))
         }
         (Key::Refused(frontend), Value::Label(label)) => Some((*frontend, &**label, Treatment::Rejected, Vec::new())),
-        (Key::Dropped(frontend), Value::Label(label)) if !objects.contains_key(&Key::Service(*frontend)) => {
-            Some((*frontend, &**label, Treatment::Dropped, Vec::new()))
-        }
+        (Key::Dropped(frontend), Value::Label(label)) => Some((*frontend, &**label, Treatment::Dropped, Vec::new())),
         _ => None,
     })
 }
@@ -233,7 +231,7 @@ pub(super) fn view(objects: &Table) -> Vec<ServiceView> {
         let unnamed = || ServicePortName { service: ObjectName::new("?", label), port: "".into(), protocol: frontend.protocol };
         let port = ServicePortName::from_label(label, frontend.protocol).unwrap_or_else(unnamed);
         let view = views.of(port, &frontend);
-        view.frontends.push(FrontendView { sources: ranges.remove(&frontend), ..FrontendView::new(&frontend, treatment) });
+        view.frontends.push(FrontendView { sources: ranges.remove(&frontend), ..FrontendView::new(&frontend, To::Packets(treatment)) });
         for target in targets {
             let found = backends(objects, frontend, target).into_iter().map(|(backend, _)| backend);
             if target.pool == Pool::Cluster {

@@ -1,0 +1,91 @@
+//! Against the running kernel.
+
+use std::time::Duration;
+
+use super::super::tests::{adding, committed, example, in_namespace, nft, open};
+use super::super::{Dataplane, NftTable};
+use super::*;
+
+const FAMILIES: [Family; 2] = Family::ALL;
+
+/// A table of each family, of which the monitor knows that they are ours, filled.
+fn watched() -> (Arc<Monitor>, [NftTable; 2]) {
+    let monitor = Arc::new(Monitor::open().expect("monitor"));
+    let mut tables = FAMILIES.map(|family| open(family).watched(&monitor).expect("table"));
+    for (table, family) in tables.iter_mut().zip(FAMILIES) {
+        committed(table, &adding(&example(family)));
+    }
+    (monitor, tables)
+}
+
+#[test]
+fn our_own_changes_are_nobody_elses() {
+    in_namespace(|| {
+        let (_monitor, mut tables) = watched();
+        for (table, family) in tables.iter_mut().zip(FAMILIES) {
+            // Few steps, while it listens, and many at once, while it does not.
+            let steps = adding(&example(family));
+            assert!(steps.len() < MANY);
+            committed(table, &steps[1..3]);
+            committed(table, &steps.iter().cycle().take(MANY * 2).cloned().collect::<Vec<_>>());
+        }
+        assert_eq!(tables.each_mut().map(NftTable::disturbed_by), [const { Vec::<String>::new() }; 2]);
+    });
+}
+
+#[test]
+fn somebody_else_is_named_and_the_other_family_is_left_alone() {
+    in_namespace(|| {
+        let (_monitor, mut tables) = watched();
+        let changes = ["add table ip other; delete table ip other; add table inet proxy-agent", "flush map ip6 proxy-agent slots"];
+        for (change, of_family) in changes.into_iter().zip([None, Some(1)]) {
+            if nft(&[change]).is_none() {
+                return;
+            }
+            let by = tables.each_mut().map(NftTable::disturbed_by);
+            for (i, by) in by.iter().enumerate() {
+                let right = if of_family == Some(i) { matches!(&by[..], [one] if one.starts_with("nft (pid ")) } else { by.is_empty() };
+                assert!(right, "{change}: {by:?}");
+            }
+        }
+        assert_eq!(tables.each_mut().map(NftTable::disturbed_by), [const { Vec::<String>::new() }; 2], "it is said once");
+    });
+}
+
+#[test]
+fn a_commit_of_somebody_else_while_nobody_listens_is_noticed() {
+    in_namespace(|| {
+        let (monitor, mut tables) = watched();
+        let mut other = NftTable::open(Family::V4).expect("table");
+        for foreign in [false, true] {
+            monitor.away(&mut tables[0].socket, |_| {
+                if foreign {
+                    committed(&mut other, &adding(&example(Family::V4))[1..2]);
+                }
+            });
+            assert_eq!(tables.each_mut().map(|table| table.disturbed_by().len()), [usize::from(foreign); 2]);
+        }
+        // More than the socket takes.
+        setsockopt(&monitor.fd, sockopt::RcvBuf, &1).expect("a small buffer");
+        for _ in 0..100 {
+            committed(&mut other, &adding(&example(Family::V4)));
+        }
+        let by = tables[1].disturbed_by();
+        assert!(by.iter().any(|by| by.contains("more changes than could be followed")), "{by:?}");
+    });
+}
+
+#[test]
+fn the_alarm_rings() {
+    in_namespace(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        runtime.block_on(async {
+            let alarm = Alarm::default();
+            let monitor = Monitor::start(&alarm).expect("monitor");
+            let mut table = NftTable::open(Family::V6).expect("table");
+            committed(&mut table, &adding(&example(Family::V6)));
+            tokio::time::timeout(Duration::from_secs(20), alarm.notified()).await.expect("it rings");
+            assert_eq!((monitor.take(Family::V4).len(), monitor.take(Family::V6).len()), (0, 1));
+        });
+    });
+}
