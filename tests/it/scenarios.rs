@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 use std::{env, fs};
 
+use anyhow::Result;
 use proxy_core::lower::bpf::Bpf;
 use proxy_core::lower::nft::Nft;
 use proxy_core::model::Family;
@@ -12,21 +13,21 @@ use proxy_tests::agent::Mode;
 use proxy_tests::lab;
 use proxy_tests::scenario::packets::{Bench, Packets};
 use proxy_tests::scenario::simulated::{Lowered, Model, Simulated};
-use proxy_tests::scenario::{self, Action, Executor, Pins, Scenario};
+use proxy_tests::scenario::{self, Action, Config, Executor, Pins, Scenario};
 
 #[test]
 fn model() {
-    carry_out("model", Model::default);
+    carry_out("model", Model::new);
 }
 
 #[test]
 fn bpf_objects() {
-    carry_out("bpf objects", Lowered::<Bpf>::default);
+    carry_out("bpf objects", Lowered::<Bpf>::new);
 }
 
 #[test]
 fn nft_objects() {
-    carry_out("nft objects", Lowered::<Nft>::default);
+    carry_out("nft objects", Lowered::<Nft>::new);
 }
 
 #[test]
@@ -68,9 +69,10 @@ fn chosen() -> Vec<Scenario> {
 }
 
 /// Runs every scenario on an executor of its own, and lists all that fail.
-fn carry_out<E: Executor>(executor: &str, new: impl Fn() -> E) {
+fn carry_out<E: Executor>(executor: &str, new: impl Fn(&Config) -> Result<E>) {
     let scenarios = chosen();
-    let failures: Vec<String> = scenarios.iter().filter_map(|s| scenario::run(s, &mut new()).err()).map(|e| format!("{e:#}")).collect();
+    let run = |scenario: &Scenario| new(&scenario.config).and_then(|mut executor| scenario::run(scenario, &mut executor));
+    let failures: Vec<String> = scenarios.iter().filter_map(|scenario| run(scenario).err()).map(|e| format!("{e:#}")).collect();
     let count = failures.len();
     assert!(failures.is_empty(), "{executor}: {count} of {} scenarios failed\n\n{}", scenarios.len(), failures.join("\n\n"));
 }
@@ -126,9 +128,10 @@ fn golden<L: Simulated>() {
 
 /// Everything that is programmed after each step that changes something.
 fn transcript<L: Simulated>(scenario: &Scenario) -> String {
-    let mut executor = Lowered::<L>::default();
+    let mut executor = Lowered::<L>::new(&scenario.config).unwrap_or_else(|error| panic!("{scenario}: {error:#}"));
     let mut text = String::new();
-    for step in scenario.steps.iter().filter(|step| !matches!(step.action, Action::Expect(_))) {
+    let changes = scenario.steps.iter().filter(|step| !matches!(step.action, Action::Expect(_)));
+    for (number, step) in (1..).zip(changes) {
         scenario::run::take(&step.action, &mut executor, &mut Pins::default()).unwrap_or_else(|error| panic!("{scenario}: {error:#}"));
         let word = match &step.action {
             Action::Apply(_) => "apply",
@@ -140,7 +143,7 @@ fn transcript<L: Simulated>(scenario: &Scenario) -> String {
             Action::Start => "start",
             Action::Expect(_) => "expect",
         };
-        text += &format!("{word} (line {})\n{}\n", step.line, executor.objects());
+        text += &format!("{number}. {word}\n{}\n", executor.objects());
     }
     text
 }

@@ -134,11 +134,17 @@ impl Agent {
         self.running.as_ref().map_or_else(|| "the agent does not run".into(), Program::tail)
     }
 
-    /// What is programmed, as JSON: the `services` of its mode. Empty where nothing is.
+    /// What is programmed, as JSON: the `services` of the first dataplane of its mode. Empty where nothing is.
     pub fn dump(&self, lab: &Lab) -> Result<Value> {
+        let services = self.dataplanes(lab)?.pointer("/0/services").cloned();
+        Ok(services.unwrap_or_else(|| Value::Array(Vec::new())))
+    }
+
+    /// What is programmed, as JSON: the `dataplanes` of its mode.
+    pub fn dataplanes(&self, lab: &Lab) -> Result<Value> {
         let text = self.dump_as(lab, &["--proxy-mode", &self.mode.to_string(), "-o", "json"])?;
         let document: Value = serde_json::from_str(&text).context("dump -o json")?;
-        Ok(document.pointer("/dataplanes/0/services").cloned().unwrap_or_else(|| Value::Array(Vec::new())))
+        Ok(document.get("dataplanes").cloned().unwrap_or_default())
     }
 
     /// What `proxy-agent dump` prints.
@@ -148,10 +154,10 @@ impl Agent {
         output(lab, self.node, command)
     }
 
-    /// Waits until what is programmed is `wanted`, in the form of [`dump`](Self::dump).
+    /// Waits until what is programmed is `wanted`, in the form of [`dataplanes`](Self::dataplanes).
     pub fn wait_for(&self, lab: &Lab, wanted: &Value) -> Result<()> {
         let same = || {
-            let found = self.dump(lab)?;
+            let found = self.dataplanes(lab)?;
             Ok(if found == *wanted { Seen::Done(()) } else { Seen::not_yet(format!("{found:#}")) })
         };
         lab.wait(DEADLINE, &format!("{} to hold {wanted:#}", self.mode), same).with_context(|| self.tail())

@@ -48,10 +48,9 @@ impl<'a> Packets<'a> {
         let dir = tempfile::tempdir().context("a folder for manifests")?;
         let agent = Agent::new(1, bench.mode, Source::Manifests(dir.path().to_path_buf()))?;
         let flags = [vec![format!("--hostname-override={NODE}")], config.flags()].concat();
-        let mut packets = Self { bench, dir, agent: agent.with_flags(flags), model: Model::default(), running: false, nameless: 0 };
+        let mut packets = Self { bench, dir, agent: agent.with_flags(flags), model: Model::new(config)?, running: false, nameless: 0 };
         let defaults = object::defaults();
         defaults.iter().try_for_each(|manifest| packets.write(manifest))?;
-        packets.model.apply(&defaults)?;
         packets.run()?;
         Ok(packets)
     }
@@ -67,8 +66,7 @@ impl<'a> Packets<'a> {
     /// Waits until what is programmed is what the model wants.
     fn settle(&self) -> Result<()> {
         if self.running {
-            let wanted = serde_json::to_value(self.model.forwarding().view())?;
-            self.agent.wait_for(self.bench.probing.lab(), &wanted)?;
+            self.agent.wait_for(self.bench.probing.lab(), &self.model.dataplanes(self.bench.mode)?)?;
         }
         Ok(())
     }

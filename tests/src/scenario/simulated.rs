@@ -14,10 +14,12 @@ use proxy_core::model::{Change, Family, ObjectName};
 use proxy_core::plan::Plan;
 use proxy_core::settings::Settings;
 use proxy_core::view::ServiceView;
+use serde_json::{Value, json};
 
 use super::object::{self, NODE};
 use super::run::Probe;
 use super::{AddressChange, Config, Executor, Host, Manifest, ObjectKind, Observed, Seen};
+use crate::agent::Mode;
 
 /// The objects of a cluster and what an agent makes of them. Serves as an executor: the model, which every dataplane is held to.
 pub struct Model {
@@ -48,6 +50,17 @@ impl Model {
     /// What is or was known last.
     pub fn forwarding(&self) -> &Forwarding {
         &self.forwarding
+    }
+
+    /// What an agent of a mode should have programmed, in the form of [`Agent::dataplanes`](crate::agent::Agent::dataplanes).
+    pub fn dataplanes(&self, mode: Mode) -> Result<Value> {
+        let mut packets: Vec<ServiceView> = Nft::all(&self.settings).iter().flat_map(|(_, nft)| self.forwarding.view(nft)).collect();
+        packets.sort();
+        let mut dataplanes = vec![json!({"mode": "nftables", "services": packets})];
+        if mode == Mode::Ebpf {
+            dataplanes.insert(0, json!({"mode": "ebpf", "services": self.forwarding.view(&Bpf)}));
+        }
+        Ok(serde_json::to_value(dataplanes)?)
     }
 
     fn learn(&mut self, change: Option<Change>) {

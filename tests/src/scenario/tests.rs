@@ -96,7 +96,7 @@ fn one_text_serves_both_families() {
 fn a_failure_lists_expected_and_actual() {
     let text = "# Says something.\nids: SVC-01\n--- expect\na1, node1 -> 10.96.0.10:80/tcp => 10.1.1.2:8080, source kept\na1 -> 10.96.0.11:80/udp => untouched\n";
     let scenario = &parse::scenarios("x", text).expect("a scenario")[0];
-    let error = run(scenario, &mut simulated::Model::default()).expect_err("nothing is served");
+    let error = run(scenario, &mut simulated::Model::new(&scenario.config).expect("a model")).expect_err("nothing is served");
     let expected = "\
 x IPv4: x.txt:3: not as expected
 line  flow                        expected                    actual
@@ -164,7 +164,7 @@ a1 -> 10.96.0.10:80/tcp => untouched
     let Action::Expect(expectations) = &scenario.steps[0].action else { panic!("{:?}", scenario.steps) };
     assert_eq!(expectations[0].differences[0].reason, "it is so, because it was");
 
-    run(scenario, &mut simulated::Model::default()).expect("nothing is served");
+    run(scenario, &mut simulated::Model::new(&scenario.config).expect("a model")).expect("nothing is served");
     let kube_proxy = |mode, observed| run(scenario, &mut Always(mode, observed)).map_err(|error| format!("{error:#}"));
     kube_proxy(KubeProxyMode::Nftables, Observed::Refused).expect("the difference");
     kube_proxy(KubeProxyMode::Iptables, Observed::Untouched).expect("the same as everybody");
