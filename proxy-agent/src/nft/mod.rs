@@ -27,7 +27,7 @@ use proxy_core::lower::nft::Nft;
 use proxy_core::lower::{ObjectsOf, StepOf};
 use proxy_core::model::Family;
 
-use crate::dataplane::{Dataplane, Refused};
+use crate::dataplane::{Dataplane, DisturbanceOf, Refused};
 use layout::{Layout, Scratch, TABLE};
 pub use monitor::Monitor;
 use socket::{Failure, Outcome, Socket};
@@ -94,8 +94,8 @@ impl Dataplane for NftTable {
         refused.with_context(|| format!("cannot write the table {}", name(self.layout.family)))
     }
 
-    fn disturbed_by(&mut self) -> Vec<String> {
-        self.monitor.as_ref().map(|monitor| monitor.take(self.layout.family)).unwrap_or_default()
+    fn disturbance(&mut self) -> Option<DisturbanceOf<Nft>> {
+        self.monitor.as_ref()?.take(self.layout.family)
     }
 
     fn remove(&mut self) -> anyhow::Result<()> {
