@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::sync::mpsc::{Sender, channel};
 
 use super::*;
-use crate::dataplane::{Dataplane, Refused};
+use crate::dataplane::{Dataplane, Disturbance, DisturbanceOf, MOST_KNOWN, Refused};
 use crate::programmer::Programmed;
 
 /// What the fake kernel holds and has been asked to do.
@@ -26,7 +26,7 @@ struct Kernel {
     observed: usize,
     commits: Vec<Vec<StepOf<Nft>>>,
     /// Somebody else has changed something.
-    disturbed: bool,
+    disturbance: Option<DisturbanceOf<Nft>>,
 }
 
 #[derive(Clone, Default)]
@@ -69,8 +69,8 @@ impl Dataplane for Fake {
         })
     }
 
-    fn disturbed_by(&mut self) -> Vec<String> {
-        self.with(|k| std::mem::take(&mut k.disturbed)).then(|| "nft (pid 7)".to_owned()).into_iter().collect()
+    fn disturbance(&mut self) -> Option<DisturbanceOf<Nft>> {
+        self.with(|k| k.disturbance.take())
     }
 
     fn remove(&mut self) -> anyhow::Result<()> {
@@ -106,7 +106,7 @@ impl Rig {
     async fn disturb(&self, change: impl FnOnce(&mut BTreeMap<Key, Value>)) {
         self.kernels[0].with(|k| {
             change(&mut k.objects);
-            (k.disturbed, k.commits) = (true, Vec::new());
+            (k.disturbance, k.commits) = (Some(by_nft(None)), Vec::new());
         });
         self.alarm.notify_one();
         settle().await;
@@ -438,6 +438,40 @@ async fn a_table_that_is_gone_is_repaired_before_the_next_try() {
     let observed = rig.kernels[0].with(|k| k.observed);
     pass(RETRY.1).await;
     assert_eq!(rig.kernels[0].with(|k| k.observed), observed, "nothing is left to try");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_known_to_be_broken_is_repaired_without_reading_all() {
+    let rig = Rig::start(1);
+    rig.fill().await;
+    let of = |text: &str| rig.kernels[0].with(|k| k.objects.keys().find(|key| key.to_string() == text).copied()).expect("a key");
+    let (gone, same) = (of("slots { 10.96.0.2 . tcp . 80 . 1 }"), of("slots { 10.96.0.2 . tcp . 80 . 0 }"));
+    rig.kernels[0].with(|k| {
+        k.objects.remove(&gone);
+        let objects = [(gone, None), (same, k.objects.get(&same).cloned())].into();
+        (k.disturbance, k.commits) = (Some(by_nft(Some(objects))), Vec::new());
+    });
+    rig.alarm.notify_one();
+    settle().await;
+    assert_eq!(rig.steps(), ["+ slots { 10.96.0.2 . tcp . 80 . 1 } = 10.1.0.2 . 8080"]);
+    assert_eq!((rig.kernels[0].with(|k| k.observed), rig.repairs.objects()), (1, 1));
+}
+
+#[test]
+fn disturbances_add_up() {
+    let key = |port| Key::Refused(frontend(std::net::SocketAddr::from(([10, 96, 0, 1], port))));
+    let mut all = by_nft(Some([(key(1), None), (key(2), None)].into()));
+    all.merge(by_nft(Some([(key(2), Some(Value::Label("".into())))].into())));
+    assert_eq!(all, by_nft(Some([(key(1), None), (key(2), Some(Value::Label("".into())))].into())));
+    let mut many = all.clone();
+    many.merge(by_nft(Some((0..=MOST_KNOWN as u16).map(|port| (key(port), None)).collect())));
+    assert_eq!(many.objects, None, "too many to list");
+    all.merge(Disturbance { by: vec!["firewalld (pid 8)".into()], objects: None });
+    assert_eq!(all, Disturbance { by: vec!["nft (pid 7)".into(), "firewalld (pid 8)".into()], objects: None });
+}
+
+fn by_nft(objects: Option<BTreeMap<Key, Option<Value>>>) -> DisturbanceOf<Nft> {
+    Disturbance { by: vec!["nft (pid 7)".into()], objects }
 }
 
 fn frontend(at: std::net::SocketAddr) -> proxy_core::model::Frontend {

@@ -69,7 +69,7 @@ fn slot_counts(set: &str, objects: &Objects<Key, Value>) -> Vec<(Frontend, std::
     };
     let of = |(key, value): (&Key, &Value)| match (key, value) {
         (Key::Service(frontend), Value::Service(Class::Target(target), _)) => slots(frontend, target),
-        (Key::BySource(frontend, _), Value::Target(target)) => slots(frontend, target),
+        (Key::BySource(frontend, _), Value::Target(Some(target))) => slots(frontend, target),
         _ => None,
     };
     objects.iter().filter_map(of).collect()

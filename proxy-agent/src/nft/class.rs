@@ -13,6 +13,8 @@ const NODE_PORT: u32 = 1 << 19;
 /// Two bits of [`Masquerade`], or [`BY_SOURCE`].
 const MASQUERADE: u32 = 20;
 const BY_SOURCE: u32 = 3;
+/// The class, in chains by source, of what goes nowhere.
+const NOWHERE: u32 = TAG | BY_SOURCE << MASQUERADE | 1;
 
 /// The number of a class. None: a value that is 0 or too large.
 pub(super) fn number(class: Class) -> Option<u32> {
@@ -59,6 +61,20 @@ pub(super) fn of_number(number: u32) -> Option<Class> {
     (self::number(class) == Some(number)).then_some(class)
 }
 
+/// The number of where packets go by who sends them.
+pub(super) fn number_by_source(target: Option<Target>) -> Option<u32> {
+    target.map_or(Some(NOWHERE), |target| number(Class::Target(target)))
+}
+
+/// The inverse of [`number_by_source`].
+pub(super) fn by_source_of_number(number: u32) -> Option<Option<Target>> {
+    match of_number(number) {
+        Some(Class::Target(target)) => Some(Some(target)),
+        Some(Class::BySource { .. }) => None,
+        None => (number == NOWHERE).then_some(None),
+    }
+}
+
 /// The class under which `stick-classes` has the chain that picks among so many sticky backends.
 pub(super) fn of_stick_pick(pool: Pool, count: u16) -> Class {
     Class::Target(Target { masquerade: Masquerade::Never, is_node_port: false, pool, pick: Pick::Even(count) })
@@ -102,5 +118,7 @@ mod tests {
             assert_eq!(of_number(number), None, "{number:#x}");
         }
         assert_eq!(number(of_stick_pick(Pool::Local, 0)), None);
+        assert_eq!(number_by_source(None).and_then(of_number), None);
+        assert_eq!(number_by_source(None).and_then(by_source_of_number), Some(None));
     }
 }

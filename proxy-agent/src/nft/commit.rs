@@ -251,7 +251,7 @@ fn refuse(work: &mut [Work<'_>], key: Key, reason: String, refused: &mut Refused
 fn needs(key: &Key, value: &Value, gone: &Key) -> bool {
     match (gone, key, value) {
         (Key::Chain(chain), Key::Chain(target), _) => target != chain && target.unmasqueraded() == *chain,
-        (Key::Chain(chain), _, Value::Target(target) | Value::Service(Class::Target(target), _)) => target == chain,
+        (Key::Chain(chain), _, Value::Target(Some(target)) | Value::Service(Class::Target(target), _)) => target == chain,
         (Key::StickPick(of, among), Key::StickSize(_, pool), Value::Count(count)) => (pool, count) == (of, among),
         (Key::StickSize(gone, _), Key::Identity(_), Value::Number(identity)) => identity == gone,
         (Key::Identity(gone), Key::Service(frontend), Value::Service(class, _)) => frontend == gone && may_stick(class),

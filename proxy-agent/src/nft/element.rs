@@ -88,10 +88,10 @@ fn write_value(out: &mut Vec<u8>, value: &Value) {
         }),
         Value::Number(number) => data(out, |out| out.extend_from_slice(&number.to_ne_bytes())),
         // The pool is told by the set.
-        Value::Count(count) => write_class(out, class::of_stick_pick(Pool::Cluster, *count)),
-        Value::Target(target) => write_class(out, Class::Target(*target)),
+        Value::Count(count) => write_class(out, class::number(class::of_stick_pick(Pool::Cluster, *count))),
+        Value::Target(target) => write_class(out, class::number_by_source(*target)),
         Value::Service(class, label) => {
-            write_class(out, *class);
+            write_class(out, class::number(*class));
             write_label(out, label);
         }
         Value::Label(label) => write_label(out, label),
@@ -103,8 +103,8 @@ fn data(out: &mut Vec<u8>, content: impl FnOnce(&mut Vec<u8>)) {
 }
 
 /// A class without a number is a [flaw](super::flaw::flaw).
-fn write_class(out: &mut Vec<u8>, class: Class) {
-    let number = class::number(class).unwrap_or_default();
+fn write_class(out: &mut Vec<u8>, class: Option<u32>) {
+    let number = class.unwrap_or_default();
     nest(out, nfta::ELEM_DATA, |out| attribute(out, nfta::DATA_VALUE, &number.to_ne_bytes()));
 }
 
@@ -293,11 +293,8 @@ impl Bytes<'_> {
         class::of_number(self.number()?)
     }
 
-    fn target(&mut self) -> Option<Target> {
-        match self.class()? {
-            Class::Target(target) => Some(target),
-            Class::BySource { .. } => None,
-        }
+    fn target(&mut self) -> Option<Option<Target>> {
+        class::by_source_of_number(self.number()?)
     }
 
     fn count(&mut self) -> Option<u16> {

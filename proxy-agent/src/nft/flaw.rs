@@ -67,7 +67,7 @@ fn value_flaw(family: Family, key: &Key, value: &Value) -> Option<&'static str> 
         }
         (Key::StickSlot(..) | Key::Identity(_), Value::Number(number)) => (*number == 0).then_some("0 is no number of anything"),
         (Key::StickSize(..), Value::Count(count)) => (*count == 0).then_some("there is no chain for so many"),
-        (Key::BySource(frontend, _), Value::Target(target)) => of_class(Class::Target(*target), frontend),
+        (Key::BySource(frontend, _), Value::Target(target)) => target.and_then(|target| of_class(Class::Target(target), frontend)),
         (Key::Service(frontend), Value::Service(class, label)) => of_class(*class, frontend).or_else(|| of_label(label)),
         (Key::Refused(_) | Key::Dropped(_), Value::Label(label)) => of_label(label),
         (Key::Chain(_) | Key::StickPick(..) | Key::PodCidr(_) | Key::NodeAddress(_) | Key::ServiceCidr(_), Value::Present) => None,

@@ -2,7 +2,6 @@
 //! these. All that it depends on is in its comment, so that a table that another version or configuration made is told.
 
 use proxy_core::lower::nft::{Class, LAYOUT, Nft, Pick, Target};
-use proxy_core::model::Family;
 use proxy_core::route::{Masquerade, Pool};
 
 use super::chains::{self, Chain};
@@ -28,20 +27,21 @@ pub(super) struct Layout {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Link {
     pub(super) map: &'static str,
-    pub(super) class: Class,
+    pub(super) class: u32,
     pub(super) verdict: i32,
     pub(super) chain: String,
 }
 
 impl Link {
-    fn new(map: &'static str, class: Class, chain: String) -> Self {
+    fn new(map: &'static str, class: Option<u32>, chain: String) -> Self {
         let verdict = if map == STICK_CLASSES { nfta::JUMP } else { nfta::GOTO };
-        Self { map, class, verdict, chain }
+        // A class without a number is a flaw that is found before.
+        Self { map, class: class.unwrap_or_default(), verdict, chain }
     }
 
     /// What leads to the chain of a target.
     pub(super) fn to_target(target: Target) -> Vec<Self> {
-        let link = |map| Self::new(map, Class::Target(target), target.to_string());
+        let link = |map| Self::new(map, class::number(Class::Target(target)), target.to_string());
         match target.masquerade {
             Masquerade::Never => vec![link(CLASSES), link(BY_SOURCE_CLASSES)],
             // Chain by-source marks by itself.
@@ -51,15 +51,14 @@ impl Link {
 
     /// What leads to the chain that picks among so many sticky backends.
     pub(super) fn to_stick_pick(pool: Pool, count: u16) -> Self {
-        Self::new(STICK_CLASSES, class::of_stick_pick(pool, count), proxy_core::lower::nft::stick_pick(pool, count))
+        Self::new(STICK_CLASSES, class::number(class::of_stick_pick(pool, count)), proxy_core::lower::nft::stick_pick(pool, count))
     }
 
     /// What leads to the chains that are always there.
-    pub(super) fn base() -> [Self; 2] {
-        [false, true].map(|is_node_port| {
-            let class = Class::BySource { is_node_port };
-            Self::new(CLASSES, class, class.to_string())
-        })
+    pub(super) fn base() -> [Self; 3] {
+        let by_source = [false, true].map(|is_node_port| Class::BySource { is_node_port });
+        let [frontends, node_ports] = by_source.map(|class| Self::new(CLASSES, class::number(class), class.to_string()));
+        [frontends, node_ports, Self::new(BY_SOURCE_CLASSES, class::number_by_source(None), chains::NOWHERE.to_owned())]
     }
 
     fn write(&self, out: &mut Vec<u8>, table: &str) {
@@ -67,9 +66,7 @@ impl Link {
         text(out, nfta::LIST_SET, self.map);
         nest(out, nfta::LIST_ELEMENTS, |out| {
             nest(out, nfta::LIST_ELEM, |out| {
-                // A class without a number is a flaw that is found before.
-                let class = class::number(self.class).unwrap_or_default();
-                nest(out, nfta::ELEM_KEY, |out| attribute(out, nfta::DATA_VALUE, &class.to_ne_bytes()));
+                nest(out, nfta::ELEM_KEY, |out| attribute(out, nfta::DATA_VALUE, &self.class.to_ne_bytes()));
                 nest(out, nfta::ELEM_DATA, |out| {
                     nest(out, nfta::DATA_VERDICT, |out| {
                         number(out, nfta::VERDICT_CODE, self.verdict as u32);
@@ -95,10 +92,7 @@ impl Layout {
 
     /// NFPROTO_IPV4 or NFPROTO_IPV6.
     pub(super) fn protocol(&self) -> u8 {
-        match self.nft.family {
-            Family::V4 => libc::NFPROTO_IPV4 as u8,
-            Family::V6 => libc::NFPROTO_IPV6 as u8,
-        }
+        super::protocol(self.nft.family)
     }
 
     /// The table's comment: version, scratch, and a number that changes with any rule or set.

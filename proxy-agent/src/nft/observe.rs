@@ -121,7 +121,7 @@ impl Shape {
 
     /// The chains that are made when they are wanted, as far as they are complete and reachable. Others are made anew.
     fn chains(&self, layout: &Layout) -> Vec<Key> {
-        let key = |link: &Link| match (link.map, link.class) {
+        let key = |link: &Link| match (link.map, class::of_number(link.class)?) {
             (CLASSES, Class::Target(target)) => {
                 let linked = Link::to_target(target).iter().all(|link| self.links.contains(link));
                 (linked && self.has(&chains::target(layout, target))).then_some(Key::Chain(target))
@@ -147,7 +147,7 @@ fn link(map: &'static str, element: Attributes<'_>) -> Option<Link> {
     let verdict = element.nest(nfta::ELEM_DATA).nest(nfta::DATA_VERDICT);
     let code = i32::from_be_bytes(*verdict.get(nfta::VERDICT_CODE)?.first_chunk()?);
     let chain = verdict.text(nfta::VERDICT_CHAIN)?.to_owned();
-    Some(Link { map, class: class::of_number(class)?, verdict: code, chain })
+    Some(Link { map, class, verdict: code, chain })
 }
 
 /// The elements of a set that are ours. A dump that runs into the growth of the kernel's hash table leaves out elements and

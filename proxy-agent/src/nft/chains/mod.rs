@@ -30,6 +30,9 @@ use super::wire::{Batch, nfta, text};
 /// "netfilter: nf_tables: restart set lookup on base_seq change" (September 2025): the rule is there twice.
 const AGAIN: &CStr = c"again: a lookup may miss an element that changes";
 
+/// The chain of what goes nowhere.
+pub(super) const NOWHERE: &str = "no-backend";
+
 /// A chain as it must be.
 pub(super) struct Chain {
     pub(super) name: String,

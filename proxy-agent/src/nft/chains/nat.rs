@@ -8,7 +8,7 @@ use super::super::expr::{self, Key, Side};
 use super::super::layout::Layout;
 use super::super::sets::{BY_SOURCE_CLASSES, CLASSES, of_kind};
 use super::super::sys::Expr;
-use super::{AGAIN, Chain};
+use super::{AGAIN, Chain, NOWHERE};
 
 /// NF_IP_PRI_NAT_DST (linux/netfilter_ipv4.h), `dstnat` for nft.
 const DSTNAT: i32 = -100;
@@ -17,7 +17,8 @@ const SRCNAT: i32 = 99;
 const NODE_PORTS: &str = "node-ports";
 
 pub(super) fn chains(layout: &Layout) -> Vec<Chain> {
-    let mut chains: Vec<Chain> = [false, true].map(|is_node_port| by_source(layout, is_node_port)).into();
+    let mut chains = vec![Chain::new(NOWHERE).rule([expr::drop_counted()])];
+    chains.extend([false, true].map(|is_node_port| by_source(layout, is_node_port)));
     chains.push(dispatch(Chain::new(NODE_PORTS), layout, true));
     for (name, hook) in [("nat-prerouting", Hook::PreRouting), ("nat-output", Hook::Out)] {
         let chain = dispatch(Chain::at(name, ChainType::Nat, hook, DSTNAT), layout, false);
@@ -75,7 +76,7 @@ fn by_source(layout: &Layout, is_node_port: bool) -> Chain {
     for comment in [c"from elsewhere", AGAIN] {
         chain = chain.rule([to(Pool::Local), go()]).comment(comment);
     }
-    chain.rule([scratch.clear()]).comment(c"there is no backend for it")
+    chain.rule([scratch.clear()]).comment(c"it is not known any more where it goes")
 }
 
 /// What tells a pod's packet.

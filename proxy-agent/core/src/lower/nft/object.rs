@@ -72,7 +72,7 @@ pub enum Value {
     Number(u32),
     /// How many, from 1.
     Count(u16),
-    /// Where packets go; nowhere: the static chain `drop`, which counts and drops. An element says so rather than be missing, since
+    /// Where packets go; nowhere: the static chain `no-backend`, which counts and drops. An element says so rather than be missing, since
     /// it may be looked for a while after it went out of use.
     Target(Option<Target>),
     /// Where packets to a frontend go, and the [label](crate::model::ServicePortName::label), which is the element's comment.

@@ -23,7 +23,9 @@ pub(super) fn decide(nft: &Nft, objects: &Table, flow: &Flow) -> Verdict {
     {
         return Verdict::Dropped;
     }
-    let node_port = flow.node_port().filter(|_| serves_node_ports(nft, objects, flow));
+    // TP-10: what a Service has, served or not, is no NodePort.
+    let has = |frontend| objects.contains_key(&Key::Refused(frontend)) || objects.contains_key(&Key::Dropped(frontend));
+    let node_port = flow.node_port().filter(|_| !exact.is_some_and(has) && serves_node_ports(nft, objects, flow));
     let candidates = exact.into_iter().chain(node_port);
     let class = candidates.clone().find_map(|frontend| match objects.get(&Key::Service(frontend))? {
         Value::Service(class, _) => Some((frontend, *class)),
