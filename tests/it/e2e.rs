@@ -43,7 +43,7 @@ fn run(mode: Mode) -> Result<()> {
     let (netns, addresses) = (Some(lab.node(1).netns().to_owned()), lab.node(1).addresses().to_vec());
     let mut plane = ControlPlane::start(Options { netns, addresses, ..Options::default() })?;
     plane.wait_ready(START)?;
-    plane.add_node("node1", lab.node(1).addresses())?;
+    plane.add_node("node1", &lab.node(1).addresses())?;
     let agent = Agent::new(1, mode, Source::Kubeconfig(plane.kubeconfig(User::KubeProxy)))?;
     let mut agent = agent.with_flags(vec!["--hostname-override=node1".to_owned()]);
     // Objects from before the agent's start come with its first list.
@@ -118,7 +118,7 @@ fn follows_its_node(rig: &Rig) -> Result<()> {
     expect::reaches(&rig.lab, "client", "10.0.0.7:30080/tcp", &["b1"])?;
     expect::refused(&rig.lab, "client", "10.0.0.1:30080/tcp").context("no address of the Node any more")?;
     address("delete")?;
-    rig.plane.add_node("node1", rig.lab.node(1).addresses())?;
+    rig.plane.add_node("node1", &rig.lab.node(1).addresses())?;
     expect::reaches(&rig.lab, "client", "10.0.0.1:30080/tcp", &["b1"])?;
 
     // ERR-07, with addresses that answer as long as they are not in such a range.
