@@ -254,6 +254,9 @@ fn set_sysctls(role: Role, rp_filter: u8) -> Result<()> {
         // Every refusal is to be seen, not some per second.
         ("ipv4/icmp_ratelimit", "0"),
         ("ipv6/icmp/ratelimit", "0"),
+        // Nor some per second for all destinations together. (Nobody sends type 255 of IPv6.)
+        ("ipv4/icmp_ratemask", "0"),
+        ("ipv6/icmp/ratemask", "255"),
         // Echo requests from sockets without a privilege.
         ("ipv4/ping_group_range", "0 2147483647"),
         // Thousands of connections to one address a minute.
