@@ -1,5 +1,6 @@
 //! All integration tests, in one binary.
 
+mod behaviours;
 mod bench;
 mod e2e;
 mod kubeproxy;

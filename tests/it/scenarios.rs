@@ -1,6 +1,6 @@
 //! Every scenario on every executor, in both families.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use std::{env, fs};
@@ -12,7 +12,7 @@ use proxy_tests::agent::Mode;
 use proxy_tests::lab;
 use proxy_tests::scenario::packets::{Bench, Packets};
 use proxy_tests::scenario::simulated::{Lowered, Model, Simulated};
-use proxy_tests::scenario::{self, Action, Executor, Pins, Scenario, behaviours};
+use proxy_tests::scenario::{self, Action, Executor, Pins, Scenario};
 
 #[test]
 fn model() {
@@ -84,7 +84,7 @@ fn packets(mode: Mode, family: Family) {
     let mut failures = Vec::new();
     for scenario in chosen().iter().filter(|scenario| scenario.family.unwrap_or(Family::V4) == family) {
         let start = Instant::now();
-        if let Err(error) = Packets::new(&bench).and_then(|mut packets| scenario::run(scenario, &mut packets)) {
+        if let Err(error) = Packets::new(&bench, &scenario.config).and_then(|mut packets| scenario::run(scenario, &mut packets)) {
             failures.push(format!("{scenario}: {error:?}"));
         }
         println!("{scenario}: {:?}", start.elapsed());
@@ -153,37 +153,4 @@ fn difference(old: &str, new: &str) -> String {
     let tail = old.iter().rev().zip(new.iter().rev()).take(rest).take_while(|(a, b)| a == b).count();
     let lines = |sign, lines: &[&str]| (same..lines.len() - tail).map(|i| format!("{:5} {sign} {}\n", i + 1, lines[i])).collect::<String>();
     lines('-', &old) + &lines('+', &new)
-}
-
-/// What the first release must do, by ID, where no scenario shows it: the test that does, and why no packet can.
-const ELSEWHERE: [(&str, &str, &str); 2] = [
-    ("EP-08", "", "no policy that asks where an endpoint is can be set yet; endpoints of every node are used alike"),
-    (
-        "SYNC-01",
-        "proxy-agent/src/agent/tests.rs nothing_is_read_or_written_before_both_lists_are_complete",
-        "a scenario begins with a complete list",
-    ),
-];
-
-#[test]
-fn every_behaviour_is_shown() {
-    let mut wanted: Vec<String> = (1..=5).chain(14..=16).map(|n| format!("SVC-{n:02}")).collect();
-    wanted.extend((1..=10).chain([16, 18, 20]).map(|n| format!("EP-{n:02}")));
-    wanted.extend(["ERR-01", "SYNC-01", "SYNC-02", "SYNC-06"].map(String::from));
-    let mut shown: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for scenario in scenarios() {
-        for id in &scenario.ids {
-            shown.entry(id.clone()).or_default().push(scenario.name.clone());
-        }
-    }
-    for (id, test, why) in ELSEWHERE {
-        assert!(behaviours::exists(id) && !why.is_empty(), "{id}");
-        assert!(!shown.contains_key(id), "{id} is shown by a scenario, so it needs no entry here");
-        if let Some((file, function)) = test.split_once(' ') {
-            let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file)).unwrap_or_default();
-            assert!(text.contains(&format!("fn {function}(")), "{id}: there is no {function} in {file}");
-        }
-    }
-    let missing: Vec<_> = wanted.iter().filter(|id| !shown.contains_key(*id) && ELSEWHERE.iter().all(|(i, _, _)| i != id)).collect();
-    assert!(missing.is_empty(), "nothing shows {missing:?}");
 }

@@ -61,6 +61,8 @@ pub struct Agent {
     node: u8,
     mode: Mode,
     source: Source,
+    /// More flags of `run`.
+    flags: Vec<String>,
     running: Option<Program>,
 }
 
@@ -72,7 +74,12 @@ impl Agent {
 
     /// The same with a program of one's own choice.
     pub fn with_program(program: PathBuf, node: u8, mode: Mode, source: Source) -> Self {
-        Self { program, node, mode, source, running: None }
+        Self { program, node, mode, source, flags: Vec::new(), running: None }
+    }
+
+    /// The same with more flags of `run`.
+    pub fn with_flags(self, flags: Vec<String>) -> Self {
+        Self { flags, ..self }
     }
 
     /// The program.
@@ -91,7 +98,7 @@ impl Agent {
     pub fn command_to_run(&self, lab: &Lab, log_level: &str) -> Command {
         let mut command = self.command(lab, "run");
         command.args(["--log-level", log_level, "--proxy-mode", &self.mode.to_string()]);
-        command.arg("--cgroup").arg(lab.node(self.node).cgroup());
+        command.args(&self.flags).arg("--cgroup").arg(lab.node(self.node).cgroup());
         match &self.source {
             Source::Manifests(dir) => command.arg("--manifests").arg(dir),
             Source::Kubeconfig(file) => command.arg("--kubeconfig").arg(file),

@@ -62,7 +62,7 @@ impl Config {
             ("nodeport-addresses", &self.node_port_addresses.join(",")),
         ];
         flags.extend(words.iter().filter(|(_, value)| !value.is_empty()).map(|(name, value)| format!("--{name}={value}")));
-        flags.extend(self.masquerade_all.then(|| "--masquerade-all=true".to_owned()));
+        flags.extend(self.masquerade_all.then(|| "--masquerade-all".to_owned()));
         flags.extend(self.localhost_node_ports.map(|on| format!("--iptables-localhost-nodeports={on}")));
         flags
     }

@@ -1,11 +1,11 @@
 //! From IPv4 to IPv6: a scenario is written once and carried out in either family.
 //!
-//! `a.b.c.d` becomes `fd00:a:b::c:d`, its decimal digits kept as they are (10.96.0.10 is `fd00:10:96::10`, as in the
-//! [lab](crate::lab::address)), with brackets where a port follows; `IPv4` becomes `IPv6`. A CIDR of /8, /16, /24 or /32 becomes one
-//! of /32, /48, /112 or /128. All are in the canonical form that the API server asks for. `0.0.0.0/0` becomes `::/0`, `127.0.0.1` `::1`, and
+//! `a.b.c.d` becomes `fd00:a:b::c:d`, its decimal digits kept as they are, as in the [lab](crate::lab::address), and in the canonical
+//! form that the API server asks for: 10.96.0.10 is `fd00:10:96::10`. Brackets stand around it where a port follows; `IPv4` becomes
+//! `IPv6`. A CIDR of /8, /16, /24 or /32 becomes one of /32, /48, /112 or /128. `0.0.0.0/0` becomes `::/0`, `127.0.0.1` `::1`, and
 //! `127.0.0.0/8` `::1/128`. Nothing else changes, so that lines keep their numbers.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Result, bail};
 
@@ -46,9 +46,9 @@ fn mapped_address<'a>(octets: [&str; 4], after: &'a str) -> Result<(String, &'a 
         return Ok((mapped_cidr(octets, v4, length)?, after));
     }
     let address = match v4 {
-        Some(Ipv4Addr::LOCALHOST) => "::1".to_owned(),
+        Some(Ipv4Addr::LOCALHOST) => Ipv6Addr::LOCALHOST.to_string(),
         Some(v4) => address::to_v6(v4).to_string(),
-        // Wrong on purpose.
+        // Leading zeros, or wrong on purpose.
         None => format!("fd00:{a}:{b}::{c}:{d}"),
     };
     let port = after.strip_prefix(':').is_some_and(|after| digits(after) > 0);

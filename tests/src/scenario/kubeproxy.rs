@@ -38,7 +38,7 @@ pub struct Reference {
     marker: Marker,
     /// Whether the scenario has ended kube-proxy.
     stopped: bool,
-    /// Whether kube-proxy may not have taken everything in yet.
+    /// Whether kube-proxy, or the scenario, has only begun.
     pending: bool,
 }
 
@@ -77,7 +77,7 @@ impl Reference {
         self.watching_node(|this| this.cluster.begin(&scenario.to_string(), past))?;
         self.stopped = false;
         self.pending = true;
-        self.revive()
+        self.settle()
     }
 
     /// Changes objects, and sees to it that kube-proxy has taken in what that makes of its Node.
@@ -128,13 +128,15 @@ impl Reference {
                 other => Ok(Seen::not_yet(other)),
             })?;
         }
-        self.settle_ranges()?;
+        if self.pending {
+            self.settle_ranges()?;
+        }
         self.pending = false;
         Ok(())
     }
 
-    /// Sees to it that kube-proxy drops what goes to unused addresses. It does not wait for ServiceCIDRs when it starts, and heeds
-    /// changes of them only when it brings everything up to date for another reason.
+    /// Sees to it that kube-proxy begins with what the ServiceCIDRs say. It does not wait for them when it starts, and heeds changes
+    /// of them only when it brings everything up to date for another reason (SYNC-16).
     fn settle_ranges(&mut self) -> Result<()> {
         if self.mode == KubeProxyMode::Iptables {
             return Ok(());

@@ -9,10 +9,11 @@ use anyhow::{Context, Result};
 use proxy_core::model::ObjectName;
 use tempfile::TempDir;
 
+use super::object::NODE;
 use super::probing::Probing;
 use super::run::Probe;
 use super::simulated::Model;
-use super::{AddressChange, Executor, Manifest, ObjectKind, Observed};
+use super::{AddressChange, Config, Executor, Manifest, ObjectKind, Observed, object};
 use crate::agent::{Agent, DEADLINE, Mode, Source};
 use crate::manifest::save;
 
@@ -42,11 +43,15 @@ pub struct Packets<'a> {
 }
 
 impl<'a> Packets<'a> {
-    /// Starts the agent on an empty folder.
-    pub fn new(bench: &'a Bench) -> Result<Self> {
+    /// Starts the agent, with this configuration, on a folder that has what is always there.
+    pub fn new(bench: &'a Bench, config: &Config) -> Result<Self> {
         let dir = tempfile::tempdir().context("a folder for manifests")?;
         let agent = Agent::new(1, bench.mode, Source::Manifests(dir.path().to_path_buf()))?;
-        let mut packets = Self { bench, dir, agent, model: Model::default(), running: false, nameless: 0 };
+        let flags = [vec![format!("--hostname-override={NODE}")], config.flags()].concat();
+        let mut packets = Self { bench, dir, agent: agent.with_flags(flags), model: Model::default(), running: false, nameless: 0 };
+        let defaults = object::defaults();
+        defaults.iter().try_for_each(|manifest| packets.write(manifest))?;
+        packets.model.apply(&defaults)?;
         packets.run()?;
         Ok(packets)
     }

@@ -14,7 +14,7 @@ use proxy_core::model::{Family, Protocol};
 use super::object::NODE;
 use super::run::Probe;
 use super::{AddressChange, Choice, Host, KubeProxyMode, Observed, Outcome, Seen};
-use crate::lab::{Connect, Counts, Lab, LabOptions, Peer, Proto};
+use crate::lab::{Connect, Counts, Lab, LabOptions, Peer, Proto, to_v4};
 
 /// Long for a lab on one machine; short enough to see soon that an untranslated address leads to nothing.
 const TIMEOUT_MS: u64 = 500;
@@ -88,8 +88,7 @@ impl Probing {
             let (places, probes): (Vec<usize>, Vec<Probe>) =
                 probes.iter().copied().enumerate().filter(|(_, probe)| of_phase(probe)).unzip();
             let seen = match phase {
-                Phase::Untouched => self.untouched(&probes, kube_proxy)?,
-                Phase::Dropped => self.dropped(&probes, kube_proxy)?,
+                Phase::Untouched | Phase::Dropped => self.silent(&probes, kube_proxy)?,
                 Phase::Answered | Phase::Pinned => self.at_once(&probes, kube_proxy)?,
             };
             places.into_iter().zip(seen).for_each(|(place, seen)| observed[place] = seen);
@@ -114,41 +113,25 @@ impl Probing {
         })
     }
 
-    /// Carries out probes that are to be left alone. Where nobody is at their destination they are lost, and counted, where the lab
-    /// ends; those that are dropped instead are not.
-    fn untouched(&self, probes: &[Probe], kube_proxy: Option<KubeProxyMode>) -> Result<Vec<Observed>> {
-        let total = || self.lab.lost().map(|lost| lost.into_iter().sum::<u64>());
-        let before = total()?;
-        let mut observed = self.at_once(probes, kube_proxy)?;
-        let outside = |(probe, observed): &(&Probe, &Observed)| **observed == Observed::Untouched && self.leaves(probe.1.destination.ip());
-        let to_be_lost = probes.iter().zip(&observed).filter(outside).count();
-        if total()? - before >= to_be_lost as u64 {
-            return Ok(observed);
-        }
-        if probes.len() > 1 {
-            // Which?
-            return probes.iter().map(|probe| self.untouched(&[*probe], kube_proxy).map(|mut one| one.remove(0))).collect();
-        }
-        observed.fill(Observed::Dropped);
-        Ok(observed)
-    }
-
-    /// Whether packets to an address leave the lab if nobody translates it.
-    fn leaves(&self, ip: IpAddr) -> bool {
-        let of_host = Host::ALL.iter().any(|host| Family::ALL.iter().any(|family| host.address(*family) == ip));
-        !of_host && !ip.is_loopback() && !self.added.borrow().contains(&ip)
-    }
-
-    /// Carries out probes that are to be dropped. Those that are passed on instead are lost, and counted, where the lab ends.
-    fn dropped(&self, probes: &[Probe], kube_proxy: Option<KubeProxyMode>) -> Result<Vec<Observed>> {
+    /// Carries out probes that nobody is to answer: all of them untouched, or all of them dropped. What is untouched is lost, and
+    /// counted, where the lab ends; what is dropped is not.
+    fn silent(&self, probes: &[Probe], kube_proxy: Option<KubeProxyMode>) -> Result<Vec<Observed>> {
         let before = self.lab.lost()?;
         let mut observed = self.at_once(probes, kube_proxy)?;
-        let lost = self.lab.lost()? != before;
-        if lost && probes.len() > 1 {
+        let lost: u64 = self.lab.lost()?.iter().sum::<u64>() - before.iter().sum::<u64>();
+        let silent = [Observed::Untouched, Observed::Dropped];
+        let leaves = |ip: IpAddr| leaves_lab(ip) && !self.added.borrow().contains(&ip);
+        let leaving = |(probe, observed): &(&Probe, &Observed)| silent.contains(observed) && leaves(probe.1.destination.ip());
+        let places: Vec<usize> = probes.iter().zip(&observed).enumerate().filter(|(_, one)| leaving(one)).map(|(place, _)| place).collect();
+        let all = |wanted: &Outcome| places.iter().all(|&place| probes[place].1.wanted(kube_proxy) == wanted);
+        let as_wanted = (all(&Outcome::Dropped) && lost == 0) || (all(&Outcome::Untouched) && lost >= places.len() as u64);
+        if !as_wanted && probes.len() > 1 {
             // Which?
-            return probes.iter().map(|probe| self.dropped(&[*probe], kube_proxy).map(|mut one| one.remove(0))).collect();
+            return probes.iter().map(|probe| self.silent(&[*probe], kube_proxy).map(|mut one| one.remove(0))).collect();
         }
-        observed.iter_mut().filter(|observed| lost && **observed == Observed::Dropped).for_each(|seen| *seen = Observed::Untouched);
+        if !as_wanted {
+            places.iter().for_each(|&place| observed[place] = if lost > 0 { Observed::Untouched } else { Observed::Dropped });
+        }
         Ok(observed)
     }
 
@@ -196,6 +179,16 @@ impl Phase {
             Outcome::Pinned { .. } => Phase::Pinned,
         }
     }
+}
+
+/// Whether packets to an address that nobody translates leave the lab: all do but those to its nodes and pods.
+fn leaves_lab(ip: IpAddr) -> bool {
+    let v4 = match ip {
+        IpAddr::V4(ip) => Some(ip),
+        IpAddr::V6(ip) => to_v4(ip),
+    };
+    let within = v4.map_or(ip.is_loopback(), |ip| ip.is_loopback() || matches!(ip.octets(), [10, 0 | 1, ..]));
+    !within
 }
 
 /// Carries out one probe. Where nobody answers it counts as what it was to be: untouched or dropped.

@@ -276,7 +276,7 @@ a1 -> 127.0.0.1:30080/tcp => dropped
         "--cluster-cidr=10.1.0.0/16,fd00:10:1::/48",
         "--pod-bridge-interface=br0",
         "--nodeport-addresses=fd00:10::/112,::1/128",
-        "--masquerade-all=true",
+        "--masquerade-all",
     ];
     assert_eq!(v6.config.flags(), flags);
     let mut kube_proxy = json!({"nftables": {"minSyncPeriod": "1ms"}});
