@@ -108,7 +108,11 @@ fn follows_its_node(rig: &Rig) -> Result<()> {
     rig.plane.add_node("node1", &["10.0.0.7".parse()?])?;
     expect::reaches(&rig.lab, "client", "10.0.0.7:30080/tcp", &["b1"])?;
     expect::refused(&rig.lab, "client", "10.0.0.1:30080/tcp").context("no address of the Node any more")?;
+<<<<<<< HEAD
     rig.lab.ip("node1", "address delete 10.0.0.7/32 dev lo\n")?;
+=======
+    address("delete")?;
+>>>>>>> core5
     rig.plane.add_node("node1", &rig.lab.node(1).addresses())?;
     expect::reaches(&rig.lab, "client", "10.0.0.1:30080/tcp", &["b1"])?;
 
