@@ -103,16 +103,12 @@ fn follows_its_node(rig: &Rig) -> Result<()> {
     rig.apply(&endpoints.to_string())?;
     expect::reaches(&rig.lab, "client", "10.0.0.1:30080/tcp", &["b1"])?;
 
-    // An address that the host gets serves once the Node has it, and at once when it is there again.
-    rig.lab.ip("node1", "address add 10.0.0.7/32 dev lo\n")?;
+    // The Node's address is served as soon as the host has it.
     rig.plane.add_node("node1", &["10.0.0.7".parse()?])?;
-    expect::reaches(&rig.lab, "client", "10.0.0.7:30080/tcp", &["b1"])?;
     expect::refused(&rig.lab, "client", "10.0.0.1:30080/tcp").context("no address of the Node any more")?;
-<<<<<<< HEAD
+    rig.lab.ip("node1", "address add 10.0.0.7/32 dev lo\n")?;
+    expect::reaches(&rig.lab, "client", "10.0.0.7:30080/tcp", &["b1"])?;
     rig.lab.ip("node1", "address delete 10.0.0.7/32 dev lo\n")?;
-=======
-    address("delete")?;
->>>>>>> core5
     rig.plane.add_node("node1", &rig.lab.node(1).addresses())?;
     expect::reaches(&rig.lab, "client", "10.0.0.1:30080/tcp", &["b1"])?;
 
