@@ -15,6 +15,7 @@ use proxy_core::cluster::Kind;
 use proxy_core::forward::Forwarding;
 use proxy_core::input::{Converted, Problem};
 use proxy_core::model::{Change, ObjectName};
+use proxy_core::settings::Settings;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
@@ -38,7 +39,8 @@ pub struct Agent {
     programmers: Vec<Slot>,
     listed: BTreeSet<Kind>,
     reporter: Reporter,
-    synced: bool,
+    /// There has been a first sync: with the surroundings as they were at this epoch.
+    synced: Option<u64>,
     alarm: Alarm,
     repairs: Arc<Repairs>,
     once_filled: Option<Box<dyn FnOnce() + Send>>,
@@ -60,14 +62,14 @@ struct Slot {
 
 impl Agent {
     /// Dataplanes fail and recover independently of each other. The alarm is the one that they ring.
-    pub fn new(programmers: Vec<Box<dyn Programmer>>, alarm: Alarm) -> Self {
+    pub fn new(settings: Settings, programmers: Vec<Box<dyn Programmer>>, alarm: Alarm) -> Self {
         let slot = |programmer| Slot { programmer, sweep: None, retry: None, pause: RETRY.0, down: false, watch: Watch::default() };
         Self {
-            forwarding: Forwarding::default(),
+            reporter: Reporter::new(&settings.node),
+            forwarding: Forwarding::new(settings),
             programmers: programmers.into_iter().map(slot).collect(),
             listed: BTreeSet::new(),
-            reporter: Reporter::default(),
-            synced: false,
+            synced: None,
             alarm,
             repairs: Arc::default(),
             once_filled: None,
@@ -108,7 +110,9 @@ impl Agent {
                 () = self.alarm.notified() => self.hear(Instant::now()),
                 () = timer => self.come_back(Instant::now()),
             }
-            if let Some(action) = self.once_filled.take_if(|_| self.synced && self.programmers.iter().all(|p| p.programmer.is_filled())) {
+            if let Some(action) =
+                self.once_filled.take_if(|_| self.synced.is_some() && self.programmers.iter().all(|p| p.programmer.is_filled()))
+            {
                 action();
             }
         }
@@ -130,13 +134,16 @@ impl Agent {
     }
 
     fn sync(&mut self) {
-        if self.listed.len() < 2 {
+        // What is around the Services is not waited for: the sources give it first where they can.
+        if ![Kind::Service, Kind::Slice].iter().all(|kind| self.listed.contains(kind)) {
             return;
         }
         let touched = self.forwarding.take_touched();
-        if touched.is_empty() && self.synced {
+        let (epoch, before) = (self.forwarding.epoch(), self.synced);
+        if touched.is_empty() && before == Some(epoch) {
             return;
         }
+        self.synced = Some(epoch);
         for name in &touched {
             self.reporter.conflicts(name, &self.forwarding);
         }
@@ -146,15 +153,14 @@ impl Agent {
                 slot.sync(&self.forwarding, &touched, false);
             }
         }
-        if !self.synced {
-            self.synced = true;
+        if before.is_none() {
             info!(services = touched.len(), duration = ?start.elapsed(), "first sync");
         }
     }
 
     /// Somebody else has changed something. Before the first sync there is nothing to repair.
     fn hear(&mut self, now: Instant) {
-        for slot in self.programmers.iter_mut().filter(|_| self.synced) {
+        for slot in self.programmers.iter_mut().filter(|_| self.synced.is_some()) {
             if slot.programmer.is_disturbed() {
                 slot.watch.disturbed(now);
             }
@@ -229,13 +235,18 @@ impl Slot {
 }
 
 /// Says what cannot be used in an object, once for as long as it stays.
-#[derive(Default)]
 struct Reporter {
+    /// What the agent's own Node is called in problems.
+    node: String,
     known: HashMap<String, Vec<Problem>>,
     conflicts: HashMap<ObjectName, Vec<String>>,
 }
 
 impl Reporter {
+    fn new(node: &str) -> Self {
+        Self { node: format!("node {node}"), known: HashMap::new(), conflicts: HashMap::new() }
+    }
+
     fn report(&mut self, change: Option<&Change>, problems: Vec<Problem>) {
         let Some(object) = problems.first().map(|problem| problem.object.clone()) else {
             if self.known.is_empty() {
@@ -244,7 +255,9 @@ impl Reporter {
             let object = match change {
                 Some(Change::Service(name, _)) => format!("service {name}"),
                 Some(Change::Slice(name, _)) => format!("endpointslice {name}"),
-                None => return,
+                Some(Change::Node(_)) => self.node.clone(),
+                Some(Change::ServiceCidr(name, _)) => format!("servicecidr {name}"),
+                Some(Change::HostAddresses(_)) | None => return,
             };
             if self.known.remove(&object).is_some() {
                 info!("{object}: can be used in full again, or is gone");

@@ -1,5 +1,7 @@
 //! Commands and their flags.
 
+mod serving;
+
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -11,7 +13,9 @@ use tracing::info;
 use crate::agent::Agent;
 use crate::bpf::{BpfMaps, BpfOptions};
 use crate::dataplane::Alarm;
+use crate::host::Addresses;
 use crate::{coexist, dump, log, modes, source};
+use serving::Serving;
 
 /// A Kubernetes Service proxy: programs the kernel so that connections to a Service reach its endpoints.
 #[derive(Debug, Parser)]
@@ -61,7 +65,9 @@ struct RunArgs {
     /// How the kernel is programmed
     #[arg(long, value_enum, default_value_t = Mode::Ebpf)]
     proxy_mode: Mode,
-    /// Serve the Services and EndpointSlices in the files of this folder instead of a cluster's
+    #[command(flatten)]
+    serving: Serving,
+    /// Serve the Services and EndpointSlices in the files of this folder instead of a cluster's; Node and ServiceCIDRs too
     #[arg(long, value_name = "DIR", conflicts_with_all = ["kubeconfig", "master"])]
     manifests: Option<PathBuf>,
     /// How to reach the API server (default: from inside the cluster)
@@ -138,17 +144,25 @@ pub fn main(cli: Cli) -> anyhow::Result<()> {
 }
 
 async fn run(args: RunArgs) -> anyhow::Result<()> {
-    info!(version = env!("CARGO_PKG_VERSION"), mode = ?args.proxy_mode, "proxy-agent starts");
+    let settings = args.serving.settings()?;
+    info!(version = env!("CARGO_PKG_VERSION"), mode = ?args.proxy_mode, node = %settings.node, "proxy-agent starts");
+    serving::report(&settings);
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
     // Roughly one chunk of a list: the sources wait while the kernel is written.
     let (sender, events) = mpsc::channel(4096);
+    let host = tokio::spawn(Addresses::start(sender.clone()).await?.watch());
+    let node = settings.node.clone();
     let source = match args.manifests {
-        Some(dir) => tokio::spawn(source::manifests::watch(dir, sender)),
-        None => tokio::spawn(source::kube::watch(source::kube::KubeConfig { kubeconfig: args.kubeconfig, server: args.master }, sender)),
+        Some(dir) => tokio::spawn(source::manifests::watch(dir, node, sender)),
+        None => {
+            let config = source::kube::KubeConfig { kubeconfig: args.kubeconfig, server: args.master };
+            tokio::spawn(source::kube::watch(config, node, sender))
+        }
     };
     let alarm = Alarm::default();
-    let mut agent = Agent::new(modes::programmers(args.proxy_mode, args.place.bpf(args.cgroup), &alarm)?, alarm);
+    let programmers = modes::programmers(args.proxy_mode, args.place.bpf(args.cgroup), &settings, &alarm)?;
+    let mut agent = Agent::new(settings, programmers, alarm);
     let found = tokio::task::spawn_blocking(coexist::look).await.context("looking for a kube-proxy")?;
     let remove = args.remove_kube_proxy_rules;
     found.report(remove);
@@ -160,6 +174,7 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
         ended = source => {
             ended.context("the source of Services stopped")??;
         }
+        ended = host => ended.context("the watch of the host's addresses stopped")?,
         ended = agent => ended.context("the agent's loop stopped")?,
     }
     info!("proxy-agent stops; what is programmed stays (`proxy-agent cleanup` removes it)");

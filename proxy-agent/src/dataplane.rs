@@ -9,6 +9,38 @@ use tokio::sync::Notify;
 /// Rings in the agent's loop when somebody else has changed what a kernel holds.
 pub type Alarm = Arc<Notify>;
 
+/// So many names of others are kept.
+const NAMES: usize = 10;
+/// Of more objects than this it is no longer known which were changed: reading all is cheaper than a list without end.
+pub const MOST_KNOWN: usize = 4096;
+
+/// What somebody else has changed in what the kernel holds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Disturbance<K, V> {
+    /// Who, in words.
+    pub by: Vec<String>,
+    /// The objects, with what the kernel held under their keys afterwards; `None` if it may be anything.
+    pub objects: Option<BTreeMap<K, Option<V>>>,
+}
+
+/// The disturbance of a lowering's objects.
+pub type DisturbanceOf<L> = Disturbance<<L as Lowering>::Key, <L as Lowering>::Value>;
+
+impl<K: Ord, V> Disturbance<K, V> {
+    /// Adds what was changed later.
+    pub fn merge(&mut self, later: Self) {
+        for name in later.by {
+            if self.by.len() < NAMES && !self.by.contains(&name) {
+                self.by.push(name);
+            }
+        }
+        self.objects = self.objects.take().zip(later.objects).and_then(|(mut objects, later)| {
+            objects.extend(later);
+            (objects.len() <= MOST_KNOWN).then_some(objects)
+        });
+    }
+}
+
 /// The objects that the kernel refused, each with the reason: errno in words, and what to do where that is known.
 pub type Refused<L> = BTreeMap<<L as Lowering>::Key, String>;
 
@@ -28,10 +60,10 @@ pub trait Dataplane: Send {
         Ok(())
     }
 
-    /// Who else has changed what the kernel holds since this was last asked, in words; empty if nobody has as far as is known. What
-    /// this dataplane has an [`Alarm`] for rings it.
-    fn disturbed_by(&mut self) -> Vec<String> {
-        Vec::new()
+    /// What somebody else has changed since this was last asked; nothing as far as is known, if there is no result. A dataplane
+    /// that learns of it by itself rings an [`Alarm`].
+    fn disturbance(&mut self) -> Option<DisturbanceOf<Self::L>> {
+        None
     }
 
     /// Leaves no trace.

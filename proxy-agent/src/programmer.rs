@@ -12,7 +12,7 @@ use proxy_core::model::ObjectName;
 use proxy_core::plan::Plan;
 use tracing::{debug, error, info, trace, warn};
 
-use crate::dataplane::{Dataplane, Refused};
+use crate::dataplane::{Dataplane, Disturbance, DisturbanceOf, Refused};
 
 /// So many Services are taken in and committed at once at the start: what is on its way to the kernel takes memory, and the first
 /// ones need not wait for the last.
@@ -63,8 +63,8 @@ pub trait Programmer: Send {
     /// Whether somebody else has changed something since the kernel was last read.
     fn is_disturbed(&mut self) -> bool;
 
-    /// Reads back what the kernel holds and repairs what somebody else has broken, and nothing else. Errors as in
-    /// [`sync`](Self::sync).
+    /// Finds out what somebody else has broken, by reading the kernel back unless that is known, and repairs that and nothing else.
+    /// Errors as in [`sync`](Self::sync).
     fn verify(&mut self, forwarding: &Forwarding) -> anyhow::Result<Repair>;
 }
 
@@ -78,8 +78,8 @@ pub struct Programmed<D: Dataplane> {
     reported: Refused<D::L>,
     /// Everything that is wanted has been in place.
     filled: bool,
-    /// Who else has changed something since the kernel was last read.
-    disturbed_by: Vec<String>,
+    /// What somebody else has changed since the kernel was last read.
+    disturbance: Option<DisturbanceOf<D::L>>,
     /// What a start writes.
     written: Listed,
 }
@@ -92,6 +92,12 @@ struct Listed {
 }
 
 impl Listed {
+    fn of<K: Display>(keys: &[K]) -> Self {
+        let mut listed = Self::default();
+        listed.add(keys.iter());
+        listed
+    }
+
     fn add<K: Display>(&mut self, keys: impl ExactSizeIterator<Item = K>) {
         self.count += keys.len();
         self.first.extend(keys.take(DETAILED.saturating_sub(self.first.len())).map(|key| key.to_string()));
@@ -108,15 +114,15 @@ impl<D: Dataplane> Programmed<D> {
             plan: None,
             reported: BTreeMap::new(),
             filled: false,
-            disturbed_by: Vec::new(),
+            disturbance: None,
             written: Listed::default(),
         }
     }
 
-    /// Everything of ours that the kernel holds. Who changed something before is of no more interest.
+    /// Everything of ours that the kernel holds. What was changed before is of no more interest.
     fn observe(&mut self) -> anyhow::Result<ObjectsOf<D::L>> {
         self.is_disturbed();
-        self.disturbed_by.clear();
+        self.disturbance = None;
         self.dataplane.observe().with_context(|| format!("{}: cannot be read back", self.name))
     }
 
@@ -252,34 +258,38 @@ impl<D: Dataplane> Programmer for Programmed<D> {
     }
 
     fn is_disturbed(&mut self) -> bool {
-        for name in self.dataplane.disturbed_by() {
-            if self.disturbed_by.len() < DETAILED && !self.disturbed_by.contains(&name) {
-                self.disturbed_by.push(name);
+        if let Some(later) = self.dataplane.disturbance() {
+            match &mut self.disturbance {
+                Some(disturbance) => disturbance.merge(later),
+                None => self.disturbance = Some(later),
             }
         }
-        !self.disturbed_by.is_empty()
+        self.disturbance.is_some()
     }
 
     fn verify(&mut self, forwarding: &Forwarding) -> anyhow::Result<Repair> {
-        self.is_disturbed();
-        let by = self.disturbed_by.join(", ");
-        let refused_before = self.reported.len();
-        let observed = self.observe()?;
-        let broken = match &mut self.plan {
-            // All is gone, or it was not known what there was: first things first.
-            plan if observed.is_empty() || plan.is_none() => {
-                self.written = Listed::default();
-                self.start(forwarding, observed)?;
-                std::mem::take(&mut self.written)
-            }
-            Some(plan) => {
-                let mut broken = Listed::default();
-                broken.add(plan.correct(observed).iter());
-                self.commit(|_| ())?;
-                broken
-            }
-            None => Listed::default(),
+        let Some(Disturbance { by, objects }) = self.is_disturbed().then(|| self.disturbance.take()).flatten() else {
+            return Ok(Repair { objects: 0, round: self.round(self.reported.len())? });
         };
+        let refused_before = self.reported.len();
+        let broken = match (&mut self.plan, objects) {
+            // That alone is believed: a commit puts right what has become of it since.
+            (Some(plan), Some(objects)) => Listed::of(&plan.correct_some(objects)),
+            _ => {
+                let observed = self.observe()?;
+                match &mut self.plan {
+                    Some(plan) if !observed.is_empty() => Listed::of(&plan.correct(observed)),
+                    // All is gone, or it was not known what there was: first things first.
+                    _ => {
+                        self.written = Listed::default();
+                        self.start(forwarding, observed)?;
+                        std::mem::take(&mut self.written)
+                    }
+                }
+            }
+        };
+        self.commit(|_| ())?;
+        let by = by.join(", ");
         if broken.count == 0 {
             debug!(dataplane = %self.name, by, "somebody else changed something, and nothing is broken");
         } else {

@@ -1,6 +1,7 @@
 //! The whole way: a real API server with RBAC on, the agent with no rights but those of `system:node-proxier`, objects created through
 //! the API, real connections.
 
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -9,6 +10,7 @@ use proxy_tests::controlplane::{ControlPlane, Options, User};
 use proxy_tests::expect;
 use proxy_tests::lab::{self, Connect, Lab, LabOptions, Outcome, Proto, Seen};
 use proxy_tests::manifest::{service, slice};
+use serde_json::{Value, json};
 
 /// How long a control plane may take to start on a busy machine.
 const START: Duration = Duration::from_secs(120);
@@ -41,13 +43,18 @@ fn run(mode: Mode) -> Result<()> {
     let (netns, addresses) = (Some(lab.node(1).netns().to_owned()), lab.node(1).addresses().to_vec());
     let mut plane = ControlPlane::start(Options { netns, addresses, ..Options::default() })?;
     plane.wait_ready(START)?;
-    let mut agent = Agent::new(1, mode, Source::Kubeconfig(plane.kubeconfig(User::KubeProxy)))?;
+    plane.add_node("node1", lab.node(1).addresses())?;
+    let agent = Agent::new(1, mode, Source::Kubeconfig(plane.kubeconfig(User::KubeProxy)))?;
+    let mut agent = agent.with_flags(vec!["--hostname-override=node1".to_owned()]);
     // Objects from before the agent's start come with its first list.
     plane.kubectl(&["apply", "-f", "-"], Some(&service("early", "10.96.0.20", 80, "TCP")))?;
     plane.kubectl(&["apply", "-f", "-"], Some(&slice("early", "TCP", &[("10.1.1.3", true)])))?;
     agent.start(&lab)?;
     let mut rig = Rig { lab, plane, agent };
-    let result = serves(&mut rig).and_then(|()| outlives_the_api_server(&mut rig)).and_then(|()| cleans_up(&mut rig));
+    let result = serves(&mut rig)
+        .and_then(|()| follows_its_node(&rig))
+        .and_then(|()| outlives_the_api_server(&mut rig))
+        .and_then(|()| cleans_up(&mut rig));
     result.with_context(|| format!("{}\nprogrammed: {:#}", rig.agent.tail(), rig.agent.dump(&rig.lab).unwrap_or_default()))
 }
 
@@ -82,6 +89,45 @@ fn serves(rig: &mut Rig) -> Result<()> {
         _ => Ok(Seen::Done(())),
     };
     rig.lab.wait(DEADLINE, "default/kubernetes to be served", connects)
+}
+
+/// The Node's address serves NodePorts, and what is on this Node is local; ServiceCIDRs come and go.
+fn follows_its_node(rig: &Rig) -> Result<()> {
+    let mut exposed: Value = serde_json::from_str(&service("exposed", "10.96.0.30", 80, "TCP"))?;
+    exposed["spec"]["type"] = "NodePort".into();
+    exposed["spec"]["externalTrafficPolicy"] = "Local".into();
+    exposed["spec"]["ports"][0]["nodePort"] = 30080.into();
+    rig.apply(&exposed.to_string())?;
+    let mut endpoints: Value = serde_json::from_str(&slice("exposed", "TCP", &[("10.1.1.3", true), ("10.1.2.2", true)]))?;
+    endpoints["endpoints"][0]["nodeName"] = "node1".into();
+    endpoints["endpoints"][1]["nodeName"] = "node2".into();
+    rig.apply(&endpoints.to_string())?;
+    expect::reaches(&rig.lab, "client", "10.0.0.1:30080/tcp", &["b1"])?;
+
+    // An address that the host gets serves once the Node has it, and at once when it is there again.
+    let address = |action: &str| {
+        let mut command = Command::new("ip");
+        command.args(["address", action, "10.0.0.7/32", "dev", "lo"]);
+        rig.lab.output_on_node(1, command).and_then(|output| {
+            anyhow::ensure!(output.status.success(), "ip address {action}: {}", String::from_utf8_lossy(&output.stderr));
+            Ok(())
+        })
+    };
+    address("add")?;
+    rig.plane.add_node("node1", &["10.0.0.7".parse()?])?;
+    expect::reaches(&rig.lab, "client", "10.0.0.7:30080/tcp", &["b1"])?;
+    expect::refused(&rig.lab, "client", "10.0.0.1:30080/tcp").context("no address of the Node any more")?;
+    address("delete")?;
+    rig.plane.add_node("node1", rig.lab.node(1).addresses())?;
+    expect::reaches(&rig.lab, "client", "10.0.0.1:30080/tcp", &["b1"])?;
+
+    // ERR-07, with addresses that answer as long as they are not in such a range.
+    expect::reaches(&rig.lab, "a1", "10.1.2.2:8080/tcp", &["a2"])?;
+    let range = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "more"}, "spec": {"cidrs": ["10.1.2.0/24"]}});
+    rig.apply(&range.to_string())?;
+    expect::untouched(&rig.lab, "a1", "10.1.2.2:8080/tcp").context("dropped in a ServiceCIDR")?;
+    rig.plane.kubectl(&["delete", "servicecidr", "more"], None)?;
+    expect::reaches(&rig.lab, "a1", "10.1.2.2:8080/tcp", &["a2"])
 }
 
 /// The last state stays while the API server is away; what changes while the agent cannot see it takes effect afterwards.

@@ -1,6 +1,6 @@
 //! A lowering with its memory: what one dataplane has still to do.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::forward::Forwarding;
 use crate::ledger::{Kinds, Ledger, Objects};
@@ -119,6 +119,26 @@ impl<L: Lowering> Plan<L> {
         for (key, held) in observed {
             changed.push(key.clone());
             self.ledger.correct(key, None, Some(held));
+        }
+        changed
+    }
+
+    /// The same for some keys, with what the kernel holds under each.
+    pub fn correct_some(&mut self, held: BTreeMap<L::Key, Option<L::Value>>) -> Vec<L::Key> {
+        let mut desired: ObjectsOf<L> = self.base.clone().into_iter().filter(|(key, _)| held.contains_key(key)).collect();
+        let mut objects = Vec::new();
+        for (name, seats) in self.slots.iter() {
+            self.lowering.objects(name, seats, &mut objects);
+            desired.extend(objects.drain(..).filter(|(key, _)| held.contains_key(key)));
+        }
+        let mut believed = self.ledger.believed(desired);
+        let mut changed = Vec::new();
+        for (key, held) in held {
+            let believed = believed.remove(&key);
+            if believed != held {
+                changed.push(key.clone());
+                self.ledger.correct(key, believed, held);
+            }
         }
         changed
     }

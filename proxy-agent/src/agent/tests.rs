@@ -3,15 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex};
 
-use proxy_core::input::{convert_endpoint_slice, convert_service, object};
+use proxy_core::input::{convert_endpoint_slice, convert_node, convert_service, convert_service_cidr, object};
 use proxy_core::lower::nft::{Key, Nft, Value};
 use proxy_core::lower::{ObjectsOf, StepOf};
 use proxy_core::model::Family;
+use proxy_core::settings::NodePortAddresses;
 use serde_json::json;
 use tokio::sync::mpsc::{Sender, channel};
 
 use super::*;
-use crate::dataplane::{Dataplane, Refused};
+use crate::dataplane::{Dataplane, Disturbance, DisturbanceOf, MOST_KNOWN, Refused};
 use crate::programmer::Programmed;
 
 /// What the fake kernel holds and has been asked to do.
@@ -25,7 +26,7 @@ struct Kernel {
     observed: usize,
     commits: Vec<Vec<StepOf<Nft>>>,
     /// Somebody else has changed something.
-    disturbed: bool,
+    disturbance: Option<DisturbanceOf<Nft>>,
 }
 
 #[derive(Clone, Default)]
@@ -68,8 +69,8 @@ impl Dataplane for Fake {
         })
     }
 
-    fn disturbed_by(&mut self) -> Vec<String> {
-        self.with(|k| std::mem::take(&mut k.disturbed)).then(|| "nft (pid 7)".to_owned()).into_iter().collect()
+    fn disturbance(&mut self) -> Option<DisturbanceOf<Nft>> {
+        self.with(|k| k.disturbance.take())
     }
 
     fn remove(&mut self) -> anyhow::Result<()> {
@@ -89,12 +90,13 @@ struct Rig {
 impl Rig {
     fn start(count: usize) -> Self {
         let kernels: Vec<Fake> = (0..count).map(|_| Fake::default()).collect();
+        let settings = Settings { node: "node1".into(), node_ports: NodePortAddresses::parse([]).expect("valid"), ..Settings::default() };
         let programmers = kernels
             .iter()
-            .map(|kernel| Box::new(Programmed::new("fake", kernel.clone(), || Nft { family: Family::V4 })) as Box<dyn Programmer>);
+            .map(|kernel| Box::new(Programmed::new("fake", kernel.clone(), Nft::new(Family::V4, &settings))) as Box<dyn Programmer>);
         let (events, receiver) = channel(64);
         let alarm = Alarm::default();
-        let agent = Agent::new(programmers.collect(), Arc::clone(&alarm));
+        let agent = Agent::new(settings.clone(), programmers.collect(), Arc::clone(&alarm));
         let repairs = agent.repairs();
         tokio::spawn(agent.run(receiver));
         Self { events, kernels, alarm, repairs }
@@ -104,7 +106,7 @@ impl Rig {
     async fn disturb(&self, change: impl FnOnce(&mut BTreeMap<Key, Value>)) {
         self.kernels[0].with(|k| {
             change(&mut k.objects);
-            (k.disturbed, k.commits) = (true, Vec::new());
+            (k.disturbance, k.commits) = (Some(by_nft(None)), Vec::new());
         });
         self.alarm.notify_one();
         settle().await;
@@ -132,11 +134,28 @@ impl Rig {
             "addressType": "IPv4", "ports": [{"name": "", "port": 8080}], "endpoints": endpoints,
         });
         let object: object::EndpointSlice = serde_json::from_value(object).expect("an EndpointSlice");
-        self.say(Event::Object(convert_endpoint_slice(&object))).await;
+        self.say(Event::Object(convert_endpoint_slice(&object, "node1"))).await;
     }
 
     async fn listed(&self, kind: Kind, names: &[&str]) {
         self.say(Event::Listed(kind, names.iter().map(|n| ObjectName::new("default", *n)).collect::<HashSet<_>>())).await;
+    }
+
+    /// What the agent's own Node is.
+    async fn node(&self, ip: &str) {
+        let object = json!({"metadata": {"name": "node1"}, "status": {"addresses": [{"type": "InternalIP", "address": ip}]}});
+        self.say(Event::Object(convert_node(&serde_json::from_value(object).expect("a Node")))).await;
+    }
+
+    /// The addresses that the host has.
+    async fn host(&self, ips: &[&str]) {
+        let ips = ips.iter().map(|ip| ip.parse().expect("an address")).collect();
+        self.say(Event::Object(Converted { change: Some(Change::HostAddresses(ips)), problems: Vec::new() })).await;
+    }
+
+    async fn service_cidr(&self, cidr: &str) {
+        let object = json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": [cidr]}});
+        self.say(Event::Object(convert_service_cidr(&serde_json::from_value(object).expect("a ServiceCIDR")))).await;
     }
 
     /// Two Services, the second with two backends, and both lists.
@@ -162,8 +181,12 @@ async fn pass(time: Duration) {
     settle().await;
 }
 
-const FULL: [&str; 6] = [
+const FULL: [&str; 10] = [
     "base",
+    "cluster-ips { 10.96.0.1 }",
+    "cluster-ips { 10.96.0.2 }",
+    "endpoints { 10.1.0.1 . tcp . 8080 }",
+    "endpoints { 10.1.0.2 . tcp . 8080 }",
     "pick-2",
     "refused { 10.96.0.1 . tcp . 80 }",
     "services { 10.96.0.2 . tcp . 80 }",
@@ -190,6 +213,52 @@ async fn nothing_is_read_or_written_before_both_lists_are_complete() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_around_the_services_is_not_waited_for_and_begins_nothing() {
+    let rig = Rig::start(1);
+    rig.node("10.0.0.1").await;
+    rig.listed(Kind::Node, &["node1"]).await;
+    rig.listed(Kind::ServiceCidr, &[]).await;
+    rig.listed(Kind::Service, &[]).await;
+    settle().await;
+    assert_eq!(rig.kernels[0].with(|k| (k.observed, k.commits.len())), (0, 0));
+    rig.listed(Kind::Slice, &[]).await;
+    settle().await;
+    assert_eq!(rig.kernels[0].written(), BTreeSet::from(["base".to_owned()]));
+
+    let other = Rig::start(1);
+    other.fill().await;
+    assert_eq!(other.kernels[0].written(), full(), "without any of it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_of_what_is_around_the_services_is_written_though_it_touches_none() {
+    let rig = Rig::start(1);
+    rig.host(&["127.0.0.1", "10.0.0.1", "10.0.0.7"]).await;
+    rig.fill().await;
+    let with = |more: &[&str]| full().into_iter().chain(more.iter().map(ToString::to_string)).collect::<BTreeSet<_>>();
+    assert_eq!(rig.kernels[0].written(), with(&["node-addresses { 10.0.0.1 }"]), "the first, as long as no Node is known");
+    rig.node("10.0.0.7").await;
+    settle().await;
+    assert_eq!(rig.kernels[0].written(), with(&["node-addresses { 10.0.0.7 }"]));
+    rig.host(&["127.0.0.1", "10.0.0.1"]).await;
+    settle().await;
+    assert_eq!(rig.kernels[0].written(), full());
+    rig.host(&["127.0.0.1", "10.0.0.1", "10.0.0.7"]).await;
+    rig.service_cidr("10.96.0.0/16").await;
+    settle().await;
+    assert_eq!(rig.kernels[0].written(), with(&["node-addresses { 10.0.0.7 }", "service-cidrs { 10.96.0.0/16 }"]));
+    let commits = rig.kernels[0].with(|k| k.commits.len());
+    rig.host(&["127.0.0.1", "10.0.0.7"]).await;
+    rig.service_cidr("10.96.0.0/16").await;
+    settle().await;
+    assert_eq!(rig.kernels[0].with(|k| k.commits[commits..].concat()), [], "an address that serves nothing went");
+    rig.listed(Kind::ServiceCidr, &[]).await;
+    rig.listed(Kind::Node, &[]).await;
+    settle().await;
+    assert_eq!(rig.kernels[0].written(), with(&["node-addresses { 10.0.0.7 }"]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_update_of_one_slice_writes_only_objects_of_its_service() {
     let rig = Rig::start(1);
     rig.fill().await;
@@ -199,7 +268,8 @@ async fn an_update_of_one_slice_writes_only_objects_of_its_service() {
     settle().await;
     let steps = rig.kernels[0].with(|k| std::mem::take(&mut k.commits));
     let keys: Vec<String> = steps.iter().flatten().map(|step| step.key().to_string()).collect();
-    assert_eq!(keys, ["slots { 10.96.0.2 . tcp . 80 . 1 }"], "{steps:?}");
+    let wanted = ["endpoints { 10.1.0.9 . tcp . 8080 }", "slots { 10.96.0.2 . tcp . 80 . 1 }", "endpoints { 10.1.0.2 . tcp . 8080 }"];
+    assert_eq!(keys, wanted, "{steps:?}");
     // The same again, as a resync brings it: nothing at all.
     rig.slice("dns", &["10.1.0.9", "10.1.0.1"]).await;
     settle().await;
@@ -296,7 +366,7 @@ async fn a_dataplane_that_fails_starts_over_and_holds_up_no_other() {
     rig.kernels[0].with(|k| (k.broken, k.commits) = (false, Vec::new()));
     pass(RETRY.1).await;
     let keys = rig.kernels[0].with(|k| k.commits.concat().iter().map(|s| s.key().to_string()).collect::<Vec<_>>());
-    assert_eq!(keys, ["refused { 10.96.0.3 . tcp . 80 }"]);
+    assert_eq!(keys, ["refused { 10.96.0.3 . tcp . 80 }", "cluster-ips { 10.96.0.3 }"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -310,10 +380,10 @@ async fn what_somebody_else_broke_is_repaired_and_nothing_else() {
     let stray: Key = Key::Refused("10.96.7.7:80".parse::<std::net::SocketAddr>().map(frontend).expect("an address"));
     rig.disturb(|objects| {
         objects.retain(|key, _| key.to_string() != "services { 10.96.0.2 . tcp . 80 }");
-        objects.insert(stray, Value::Refused("".into()));
+        objects.insert(stray, Value::Label("".into()));
     })
     .await;
-    assert_eq!(rig.steps(), ["+ services { 10.96.0.2 . tcp . 80 } = 1 (default/dns)", "- refused { 10.96.7.7 . tcp . 80 } (was ())"]);
+    assert_eq!(rig.steps(), ["+ services { 10.96.0.2 . tcp . 80 } = pick-1 (default/dns)", "- refused { 10.96.7.7 . tcp . 80 } (was ())"]);
     assert_eq!((rig.repairs.times(), rig.repairs.objects()), (1, 2));
     assert_eq!(rig.kernels[1].with(|k| k.observed), 1, "only the one that was disturbed is read");
     let lingering = "slots { 10.96.0.2 . tcp . 80 . 1 }".to_owned();
@@ -370,6 +440,40 @@ async fn a_table_that_is_gone_is_repaired_before_the_next_try() {
     assert_eq!(rig.kernels[0].with(|k| k.observed), observed, "nothing is left to try");
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_is_known_to_be_broken_is_repaired_without_reading_all() {
+    let rig = Rig::start(1);
+    rig.fill().await;
+    let of = |text: &str| rig.kernels[0].with(|k| k.objects.keys().find(|key| key.to_string() == text).copied()).expect("a key");
+    let (gone, same) = (of("slots { 10.96.0.2 . tcp . 80 . 1 }"), of("slots { 10.96.0.2 . tcp . 80 . 0 }"));
+    rig.kernels[0].with(|k| {
+        k.objects.remove(&gone);
+        let objects = [(gone, None), (same, k.objects.get(&same).cloned())].into();
+        (k.disturbance, k.commits) = (Some(by_nft(Some(objects))), Vec::new());
+    });
+    rig.alarm.notify_one();
+    settle().await;
+    assert_eq!(rig.steps(), ["+ slots { 10.96.0.2 . tcp . 80 . 1 } = 10.1.0.2 . 8080"]);
+    assert_eq!((rig.kernels[0].with(|k| k.observed), rig.repairs.objects()), (1, 1));
+}
+
+#[test]
+fn disturbances_add_up() {
+    let key = |port| Key::Refused(frontend(std::net::SocketAddr::from(([10, 96, 0, 1], port))));
+    let mut all = by_nft(Some([(key(1), None), (key(2), None)].into()));
+    all.merge(by_nft(Some([(key(2), Some(Value::Label("".into())))].into())));
+    assert_eq!(all, by_nft(Some([(key(1), None), (key(2), Some(Value::Label("".into())))].into())));
+    let mut many = all.clone();
+    many.merge(by_nft(Some((0..=MOST_KNOWN as u16).map(|port| (key(port), None)).collect())));
+    assert_eq!(many.objects, None, "too many to list");
+    all.merge(Disturbance { by: vec!["firewalld (pid 8)".into()], objects: None });
+    assert_eq!(all, Disturbance { by: vec!["nft (pid 7)".into(), "firewalld (pid 8)".into()], objects: None });
+}
+
+fn by_nft(objects: Option<BTreeMap<Key, Option<Value>>>) -> DisturbanceOf<Nft> {
+    Disturbance { by: vec!["nft (pid 7)".into()], objects }
+}
+
 fn frontend(at: std::net::SocketAddr) -> proxy_core::model::Frontend {
     proxy_core::model::Frontend { ip: at.ip(), port: at.port(), protocol: proxy_core::model::Protocol::Tcp }
 }
@@ -384,7 +488,7 @@ fn a_problem_is_said_once_for_as_long_as_it_stays() {
     let good = json!({"metadata": {"name": "web"}, "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}});
     let good = convert_service(&serde_json::from_value(good).expect("a Service"));
     tracing::subscriber::with_default(subscriber, || {
-        let mut reporter = Reporter::default();
+        let mut reporter = Reporter::new("node1");
         for converted in [&bad, &bad, &good, &good, &bad] {
             reporter.report(converted.change.as_ref(), converted.problems.clone());
         }
@@ -393,6 +497,35 @@ fn a_problem_is_said_once_for_as_long_as_it_stays() {
     let said = |what: &str| text.lines().filter(|line| line.contains(what)).count();
     assert_eq!(said("service default/web: spec.clusterIP: \"10.96.0.1.9\" is not an IP address"), 2, "{text}");
     assert_eq!(said("service default/web: can be used in full again"), 1, "{text}");
+}
+
+#[test]
+fn problems_of_what_is_around_the_services_are_said_and_unsaid() {
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || Lines(writer.clone())).finish();
+    let node = |cidr: &str| {
+        let object = json!({"metadata": {"name": "node1"}, "spec": {"podCIDRs": [cidr]}});
+        convert_node(&serde_json::from_value(object).expect("a Node"))
+    };
+    let ranges = |cidr: &str| {
+        let object = json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": [cidr]}});
+        convert_service_cidr(&serde_json::from_value(object).expect("a ServiceCIDR"))
+    };
+    tracing::subscriber::with_default(subscriber, || {
+        let mut reporter = Reporter::new("node1");
+        for converted in [node("10.1.0.0"), ranges("10.96"), node("10.1.0.0/24"), ranges("10.96.0.0/16")] {
+            reporter.report(converted.change.as_ref(), converted.problems);
+        }
+    });
+    let text = String::from_utf8(log.lock().expect("not poisoned").clone()).expect("text");
+    for object in ["node node1", "servicecidr kubernetes"] {
+        let said: Vec<&str> = text.lines().filter(|line| line.contains(object)).collect();
+        assert!(
+            matches!(said[..], [wrong, right] if wrong.contains("is not a range") && right.contains("can be used in full again")),
+            "{text}"
+        );
+    }
 }
 
 /// Collects log lines.

@@ -33,7 +33,7 @@ use proxy_core::lower::{ObjectsOf, StepOf};
 use proxy_core::model::Family;
 use proxy_core::settings::Settings;
 
-use crate::dataplane::{Dataplane, Refused};
+use crate::dataplane::{Dataplane, DisturbanceOf, Refused};
 use expr::Field;
 use layout::{Layout, TABLE};
 pub use monitor::Monitor;
@@ -106,8 +106,8 @@ impl Dataplane for NftTable {
         refused.with_context(|| format!("cannot write the table {}", name(self.layout.nft.family)))
     }
 
-    fn disturbed_by(&mut self) -> Vec<String> {
-        self.monitor.as_ref().map(|monitor| monitor.take(self.layout.nft.family)).unwrap_or_default()
+    fn disturbance(&mut self) -> Option<DisturbanceOf<Nft>> {
+        self.monitor.as_ref()?.take(self.layout.nft.family)
     }
 
     fn remove(&mut self) -> anyhow::Result<()> {

@@ -7,22 +7,24 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket, sockopt};
+use proxy_core::lower::nft::{Key, Nft, Value};
 use proxy_core::model::Family;
 use tracing::{error, warn};
 
+use super::element;
 use super::layout::TABLE;
 use super::protocol;
 use super::socket::Socket;
 use super::sys;
 use super::wire::{Attributes, Message, message_type, messages, nfta};
-use crate::dataplane::Alarm;
+use crate::dataplane::{Alarm, Disturbance, DisturbanceOf, MOST_KNOWN};
 
 /// So many steps are carried out while nobody listens.
 pub(super) const MANY: usize = 64;
@@ -32,8 +34,6 @@ const GROUP: libc::c_int = 7;
 const RECEIVE_BUFFER: usize = 4 << 20;
 /// The kernel gathers messages up to about a page.
 const DATAGRAM: usize = 64 << 10;
-/// So many names are kept.
-const NAMES: usize = 4;
 
 /// The socket and what it has told.
 pub struct Monitor {
@@ -46,11 +46,14 @@ pub struct Monitor {
 struct Heard {
     /// Sockets whose changes are our own.
     own: BTreeSet<u32>,
-    /// Families of the table that a transaction of somebody else has changed; its last message names him.
-    open: BTreeSet<u8>,
-    /// Who has changed the table of a family since that was last asked.
-    by: [Vec<String>; 2],
+    /// What a transaction of somebody else has changed, by the protocol of the table; its last message names him.
+    open: BTreeMap<u8, Option<Elements>>,
+    /// What has been changed in the table of a family since that was last asked.
+    disturbances: [Option<DisturbanceOf<Nft>>; 2],
 }
+
+/// Elements with what they were afterwards.
+type Elements = BTreeMap<Key, Option<Value>>;
 
 impl Monitor {
     /// Listens in this network namespace from now on, until nobody has the result any more. To be called in a runtime.
@@ -95,11 +98,11 @@ impl Monitor {
         self.heard().own.insert(port);
     }
 
-    /// Who has changed the table of this family since this was last asked. Nobody, as far as is known, if empty.
-    pub(super) fn take(&self, family: Family) -> Vec<String> {
+    /// What somebody else has changed in the table of this family since this was last asked.
+    pub(super) fn take(&self, family: Family) -> Option<DisturbanceOf<Nft>> {
         // What has been told and not been read yet is of before whatever the caller does next.
         self.read();
-        std::mem::take(&mut self.heard().by[index(family)])
+        self.heard().disturbances[index(family)].take()
     }
 
     /// Does something that changes very much, without being told of it.
@@ -142,7 +145,7 @@ impl Monitor {
                 }
             }
         }
-        heard.by.iter().any(|names| !names.is_empty())
+        heard.disturbances.iter().any(Option::is_some)
     }
 
     fn listen(&self, on: bool) -> std::io::Result<()> {
@@ -163,27 +166,49 @@ impl Heard {
         }
         let attributes = message.attributes();
         if message.kind == message_type(libc::NFT_MSG_NEWGEN) {
-            for family in std::mem::take(&mut self.open) {
-                self.add(family, &process(attributes));
+            let by = process(attributes);
+            for (protocol, objects) in std::mem::take(&mut self.open) {
+                self.add(protocol, by.clone(), objects);
             }
         } else if attributes.text(nfta::TABLE_NAME) == Some(TABLE) {
             // Tables, chains, rules, sets and elements all name their table in the same attribute.
-            self.open.insert(message.family());
+            let open = self.open.entry(message.family()).or_insert_with(|| Some(Elements::new()));
+            *open = match open.take().filter(|open| open.len() <= MOST_KNOWN).zip(elements(message)) {
+                Some((mut open, elements)) => {
+                    open.extend(elements);
+                    Some(open)
+                }
+                None => None,
+            };
         }
     }
 
-    /// Somebody may have changed any of our tables.
+    /// Somebody may have changed anything in our tables.
     fn anybody(&mut self, who: &str) {
-        Family::ALL.into_iter().for_each(|family| self.add(protocol(family), who));
+        Family::ALL.into_iter().for_each(|family| self.add(protocol(family), who.to_owned(), None));
     }
 
-    fn add(&mut self, family: u8, who: &str) {
-        let Some(family) = Family::ALL.into_iter().find(|f| protocol(*f) == family) else { return };
-        let names = &mut self.by[index(family)];
-        if names.len() < NAMES && names.iter().all(|name| name != who) {
-            names.push(who.to_owned());
+    fn add(&mut self, of: u8, by: String, objects: Option<Elements>) {
+        let Some(family) = Family::ALL.into_iter().find(|family| protocol(*family) == of) else { return };
+        let later = Disturbance { by: vec![by], objects };
+        match &mut self.disturbances[index(family)] {
+            Some(disturbance) => disturbance.merge(later),
+            none => *none = Some(later),
         }
     }
+}
+
+/// The elements that a message tells of, if it is of nothing else and they are objects of ours.
+fn elements(message: &Message<'_>) -> Option<Elements> {
+    let is_added = message.kind == message_type(libc::NFT_MSG_NEWSETELEM);
+    if !is_added && message.kind != message_type(libc::NFT_MSG_DELSETELEM) {
+        return None;
+    }
+    let family = Family::ALL.into_iter().find(|family| protocol(*family) == message.family())?;
+    let attributes = message.attributes();
+    let set = attributes.text(nfta::LIST_SET)?;
+    let read = |(_, element)| element::read(family, set, Attributes(element)).map(|(key, value)| (key, is_added.then_some(value)));
+    attributes.nest(nfta::LIST_ELEMENTS).map(read).collect()
 }
 
 /// The process that the last message of a transaction names.
