@@ -6,7 +6,8 @@ use anyhow::bail;
 use nix::errno::Errno;
 use proxy_core::ledger::Step;
 use proxy_core::lower::StepOf;
-use proxy_core::lower::nft::{Class, Key, Nft, Pick, Target, Value};
+use proxy_core::lower::nft::{Class, Key, Nft, Pick, Value};
+use proxy_core::route::{Masquerade, Pool};
 
 use super::element;
 use super::flaw::flaw;
@@ -58,22 +59,17 @@ enum What {
 
 /// Carries the steps out. See [`Dataplane::commit`](crate::dataplane::Dataplane::commit).
 pub(super) fn commit(layout: &Layout, socket: &mut Socket, steps: &[StepOf<Nft>]) -> anyhow::Result<Refused<Nft>> {
-    let mut refused = Refused::<Nft>::new();
-    let mut sound = Vec::with_capacity(steps.len());
-    for step in steps {
-        match flaw(&layout.nft, step) {
-            None => sound.push(step),
-            Some(flaw) => drop(refused.insert(*step.key(), flaw.to_owned())),
-        }
-    }
-    refused.append(&mut carry_out(layout, socket, &sound)?);
+    let flaws = steps.iter().filter_map(|step| Some((*step.key(), flaw(&layout.nft, step)?.to_owned())));
+    let mut refused = flaws.collect();
+    carry_out(layout, socket, steps, &mut refused)?;
     Ok(refused)
 }
 
-/// Carries steps out that are without [flaw].
-pub(super) fn carry_out(layout: &Layout, socket: &mut Socket, steps: &[&StepOf<Nft>]) -> anyhow::Result<Refused<Nft>> {
+/// Carries the steps out but for those of what is refused already.
+pub(super) fn carry_out(layout: &Layout, socket: &mut Socket, steps: &[StepOf<Nft>], refused: &mut Refused<Nft>) -> anyhow::Result<()> {
     let anew = steps.iter().any(|step| *step.key() == Key::Base && !matches!(step, Step::Delete(..)));
     let how = |step: &StepOf<Nft>| match step {
+        _ if refused.contains_key(step.key()) => How::Skip,
         Step::Add(..) => How::Add,
         // In a table that is made anew there is nothing to delete.
         Step::Replace(..) if anew => How::Add,
@@ -84,9 +80,8 @@ pub(super) fn carry_out(layout: &Layout, socket: &mut Socket, steps: &[&StepOf<N
     let mut work: Vec<Work<'_>> = steps.iter().map(|step| Work { step, how: how(step), alone: false }).collect();
     // A range is refused while one that it overlaps is there: those that go, go first.
     work.sort_by_key(|work| !(work.how == How::Delete && is_range(work.step.key())));
-    let mut refused = Refused::<Nft>::new();
-    send(layout, socket, &mut work, &mut refused)?;
-    Ok(refused)
+    spread(&mut work, refused);
+    send(layout, socket, &mut work, refused)
 }
 
 fn is_range(key: &Key) -> bool {
@@ -224,45 +219,54 @@ fn learn(
             (_, Errno::ENOENT, _) => bail!("somebody else changed the table: {}", failure.reason()),
             _ => {
                 work[one].how = How::Skip;
-                refuse(work, *work[one].step.key(), failure.reason(), refused);
+                refused.insert(*work[one].step.key(), failure.reason());
+                if *what == What::Chain {
+                    // Before the failures of what leads there are looked at.
+                    spread(work, refused);
+                }
             }
         }
     }
+    spread(work, refused);
     Ok(())
 }
 
-/// Notes a refusal, and that of all that is of no use or does harm without it: Services are not sent to a chain that there is not.
-fn refuse(work: &mut [Work<'_>], key: Key, reason: String, refused: &mut Refused<Nft>) {
-    let mut gone = vec![(key, reason)];
-    while let Some((gone_key, reason)) = gone.pop() {
+/// Refuses what is of no use or does harm without something that was refused: Services are not sent to a chain that there is not.
+fn spread(work: &mut [Work<'_>], refused: &mut Refused<Nft>) {
+    let mut before = 0;
+    // Nearly always there is nothing to look at. What is needed comes first, so that once through finds all but what is new.
+    while refused.len() > before {
+        before = refused.len();
         for w in work.iter_mut().filter(|w| w.how != How::Skip) {
-            if let Step::Add(key, value) | Step::Replace(key, value, _) = w.step
-                && needs(key, value, &gone_key)
-            {
+            let (Step::Add(key, value) | Step::Replace(key, value, _)) = w.step else { continue };
+            if let Some((gone, reason)) = needs(key, value).into_iter().flatten().find_map(|needed| refused.get_key_value(&needed)) {
+                let reason = format!("{gone} was refused: {reason}");
                 w.how = How::Skip;
-                gone.push((*key, format!("{gone_key} was refused: {reason}")));
+                refused.insert(*key, reason);
             }
         }
-        refused.entry(gone_key).or_insert(reason);
     }
 }
 
-/// Whether an object leads to another.
-fn needs(key: &Key, value: &Value, gone: &Key) -> bool {
-    match (gone, key, value) {
-        (Key::Chain(chain), Key::Chain(target), _) => target != chain && target.unmasqueraded() == *chain,
-        (Key::Chain(chain), _, Value::Target(Some(target)) | Value::Service(Class::Target(target), _)) => target == chain,
-        (Key::StickPick(of, among), Key::StickSize(_, pool), Value::Count(count)) => (pool, count) == (of, among),
-        (Key::StickSize(gone, _), Key::Identity(_), Value::Number(identity)) => identity == gone,
-        (Key::Identity(gone), Key::Service(frontend), Value::Service(class, _)) => frontend == gone && may_stick(class),
-        (Key::BySource(gone, _), Key::Service(frontend), _) => frontend == gone,
-        _ => false,
+/// What an object leads to, or leads nowhere without.
+fn needs(key: &Key, value: &Value) -> [Option<Key>; 3] {
+    match (key, value) {
+        (Key::Chain(target), _) if target.masquerade != Masquerade::Never => [Some(Key::Chain(target.unmasqueraded())), None, None],
+        (Key::StickSize(_, pool), Value::Count(count)) => [Some(Key::StickPick(*pool, *count)), None, None],
+        (Key::Identity(_), Value::Number(identity)) => {
+            [Some(Key::StickSize(*identity, Pool::Cluster)), Some(Key::StickSize(*identity, Pool::Local)), None]
+        }
+        (_, Value::Target(Some(target))) => [Some(Key::Chain(*target)), None, None],
+        (Key::Service(frontend), Value::Service(Class::Target(target), _)) => {
+            let identity = matches!(target.pick, Pick::Sticky(_)).then_some(Key::Identity(*frontend));
+            [Some(Key::Chain(*target)), identity, None]
+        }
+        (Key::Service(frontend), Value::Service(Class::BySource { .. }, _)) => {
+            let by_source = [Pool::Cluster, Pool::Local].map(|pool| Some(Key::BySource(*frontend, pool)));
+            [by_source[0], by_source[1], Some(Key::Identity(*frontend))]
+        }
+        _ => [None; 3],
     }
-}
-
-/// Whether clients may stay with their backends.
-fn may_stick(class: &Class) -> bool {
-    matches!(class, Class::BySource { .. } | Class::Target(Target { pick: Pick::Sticky(_), .. }))
 }
 
 fn makes_table(work: &Work<'_>) -> bool {

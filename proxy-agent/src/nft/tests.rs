@@ -137,6 +137,7 @@ pub(super) fn example(family: Family) -> Objects<Key, Value> {
         &backends(family, 1, 3),
         &backends(family, 1, 2),
     ));
+    objects.extend(by_source(Frontend::node_port(family, 30_084, Protocol::Tcp), "default/local", &backends(family, 1, 3), &[]));
     objects.extend(sticky(frontend(family, 6, Protocol::Tcp), "default/sticky", (7, 10_800), &backends(family, 1, 2)));
     objects.extend(sticky(Frontend::node_port(family, 30_083, Protocol::Tcp), "default/sticky", (7, 10_800), &backends(family, 1, 2)));
     let restricted = frontend(family, 5, Protocol::Tcp);
@@ -171,6 +172,7 @@ fn by_source(frontend: Frontend, label: &str, cluster: &[Address], local: &[Addr
     let mut objects = Objects::from([(Key::Service(frontend), Value::Service(class, label.into()))]);
     for (pool, first, backends) in [(Pool::Cluster, 0, cluster), (Pool::Local, LOCAL_SLOTS, local)] {
         if backends.is_empty() {
+            objects.insert(Key::BySource(frontend, pool), Value::Target(None));
             continue;
         }
         let target = Target { masquerade: Masquerade::Never, is_node_port, pool, pick: Pick::Even(backends.len() as u16) };
@@ -294,7 +296,7 @@ fn nft_prints_everything() {
             "0x70000003 : goto pick-3",
             "0x70280003 : goto node-masquerade-pick-3",
             "0x70000002 : jump stick-pick-2",
-            "10.0.0.5 . tcp . 80 : 0x70300001",
+            "tcp . 30084 : 0x70300001",
             "10.0.0.4 . udp . 80 comment \"default/none-either\"",
             "fd00:0:0:a::5 . tcp . 80 . fd00:0:0:1::/64",
             "10.0.1.0/24",

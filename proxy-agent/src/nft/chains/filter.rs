@@ -21,7 +21,7 @@ pub(super) fn chains(layout: &Layout) -> Vec<Chain> {
     // TCP is reset because the kernel limits the rate of ICMP errors.
     let refuse = Chain::new(REFUSE).rule([expr::is_tcp(), expr::reset()]).rule([expr::unreachable(family)]);
     let node_ports = unserved(Chain::new(NODE_PORTS), layout, true);
-    let input = unserved(Chain::new(UNSERVED_INPUT).rule([nat::to_node(layout), expr::jump(NODE_PORTS)]), layout, false);
+    let input = unserved(Chain::new(UNSERVED_INPUT), layout, false).rule([nat::to_node(layout), expr::goto(NODE_PORTS)]);
     let destination = || Key::new(family).ip(Side::Destination);
     let elsewhere = unserved(Chain::new(UNSERVED), layout, false)
         .rule([destination().is_in("cluster-ips"), expr::goto(REFUSE)])

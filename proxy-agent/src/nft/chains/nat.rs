@@ -19,7 +19,10 @@ const NODE_PORTS: &str = "node-ports";
 pub(super) fn chains(layout: &Layout) -> Vec<Chain> {
     let mut chains = vec![Chain::new(NOWHERE).rule([expr::drop_counted()])];
     chains.extend([false, true].map(|is_node_port| by_source(layout, is_node_port)));
-    chains.push(dispatch(Chain::new(NODE_PORTS), layout, true));
+    let has = |set| Key::new(layout.nft.family).destination(false).is_in(set);
+    // TP-10
+    let node_ports = Chain::new(NODE_PORTS).rule([has("refused"), expr::back()]).comment(c"a Service has this address and port");
+    chains.push(dispatch(node_ports.rule([has("dropped"), expr::back()]), layout, true));
     for (name, hook) in [("nat-prerouting", Hook::PreRouting), ("nat-output", Hook::Out)] {
         let chain = dispatch(Chain::at(name, ChainType::Nat, hook, DSTNAT), layout, false);
         chains.push(chain.rule([to_node(layout), expr::goto(NODE_PORTS)]));

@@ -258,7 +258,6 @@ fn frontends_by_source_lead_where_the_sender_may_go() {
         objects.extend(by_source(net.frontend(Protocol::Tcp), "default/local", &net.backends(&[A, B]), &net.backends(&[A])));
         let node_port = Frontend::node_port(net.family, 30_080, Protocol::Tcp);
         objects.extend(by_source(node_port, "default/local", &net.backends(&[A, B]), &[]));
-        objects.insert(Key::Dropped(node_port), Value::Label("default/local".into()));
         committed(&mut table, &adding(&objects));
 
         assert_eq!(net.all("client", VIP, 80), net.seen([("a", CLIENT)]));

@@ -22,7 +22,8 @@ fn refusals_name_the_object_and_spare_the_others() {
             Step::Add(Key::BySource(other, Pool::Cluster), Value::Target(Some(none))),
             Step::Add(Key::Service(other), Value::Service(Class::BySource { is_node_port: false }, "default/bad".into())),
         ]);
-        let refused = commit::carry_out(&table.layout, &mut table.socket, &steps.iter().collect::<Vec<_>>()).expect("commit");
+        let mut refused = BTreeMap::new();
+        commit::carry_out(&table.layout, &mut table.socket, &steps, &mut refused).expect("commit");
         let expected = [
             Key::StickPick(Pool::Local, 0),
             Key::Chain(none),
