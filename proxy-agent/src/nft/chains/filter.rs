@@ -51,6 +51,6 @@ pub(super) fn chains(layout: &Layout) -> Vec<Chain> {
 
 /// What becomes of packets to frontends that have found no backend.
 fn unserved(chain: Chain, layout: &Layout, is_node_port: bool) -> Chain {
-    let is_in = |name| Key::new(layout.nft.family).destination(is_node_port).inside(&of_kind(name, is_node_port));
+    let inside = |name| Key::new(layout.nft.family).destination(is_node_port).inside(&of_kind(name, is_node_port));
     chain.rule([inside("refused"), expr::goto(REFUSE)]).rule([inside("dropped"), expr::drop_counted()])
 }
