@@ -18,6 +18,8 @@ use crate::lab::{Connect, Counts, Lab, LabOptions, Peer, Proto, to_v4};
 
 /// Long for a lab on one machine; short enough to see soon that an untranslated address leads to nothing.
 const TIMEOUT_MS: u64 = 500;
+/// The same where an answer is expected: below the second after which a lost SYN is sent again, so that none goes unseen.
+const ANSWER_MS: u64 = 950;
 /// The same where kube-proxy is to answer or refuse: a SYN that comes while it replaces its rules may be lost, and is sent again after
 /// a second.
 const PATIENT_MS: u64 = 3_000;
@@ -197,7 +199,15 @@ fn observe(lab: &Lab, added: &BTreeSet<IpAddr>, (source, expectation): Probe, ku
     let wanted = expectation.wanted(kube_proxy);
     let silent = matches!(wanted, Outcome::Untouched | Outcome::Dropped);
     let patient = kube_proxy.is_some() && !silent;
-    let probe = Connect::new(expectation.destination, proto).timeout_ms(if patient { PATIENT_MS } else { TIMEOUT_MS });
+    let silent = matches!(wanted, Outcome::Untouched | Outcome::Dropped);
+    let timeout = if patient {
+        PATIENT_MS
+    } else if silent {
+        TIMEOUT_MS
+    } else {
+        ANSWER_MS
+    };
+    let probe = Connect::new(expectation.destination, proto).timeout_ms(timeout);
     let count = match wanted {
         Outcome::Untouched | Outcome::Dropped => 1,
         Outcome::Refused => 3,
