@@ -13,23 +13,23 @@ use nix::unistd::gettid;
 use super::*;
 
 /// Where pods listen.
-const PORT: u16 = 8080;
+pub(super) const PORT: u16 = 8080;
 /// So long a dropped packet is waited for.
 const PATIENCE: Duration = Duration::from_millis(300);
 const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-const A: Ipv4Addr = Ipv4Addr::new(10, 1, 1, 2);
-const B: Ipv4Addr = Ipv4Addr::new(10, 1, 2, 2);
+pub(super) const A: Ipv4Addr = Ipv4Addr::new(10, 1, 1, 2);
+pub(super) const B: Ipv4Addr = Ipv4Addr::new(10, 1, 2, 2);
 /// Behind the node's default route.
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
-const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
+pub(super) const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 /// An address of the network elsewhere, where it answers.
 const OTHER_VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 2);
 
 type Job = Box<dyn FnOnce() + Send>;
 
 /// A network namespace with a thread in it.
-struct Space {
+pub(super) struct Space {
     jobs: Sender<Job>,
     thread: i32,
 }
@@ -50,7 +50,7 @@ impl Space {
     }
 
     /// Runs something there.
-    fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+    pub(super) fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         let (told, result) = channel();
         self.jobs.send(Box::new(move || drop(told.send(job())))).expect("the thread lives");
         result.recv().expect("the job ends")
@@ -65,9 +65,9 @@ impl Space {
 }
 
 /// The node and who is around it, in one family.
-struct Net {
-    family: Family,
-    node: Space,
+pub(super) struct Net {
+    pub(super) family: Family,
+    pub(super) node: Space,
     around: BTreeMap<&'static str, Space>,
 }
 
@@ -99,7 +99,7 @@ impl Net {
         Self { family, node, around }
     }
 
-    fn ip(&self, ip: Ipv4Addr) -> IpAddr {
+    pub(super) fn ip(&self, ip: Ipv4Addr) -> IpAddr {
         of(self.family, ip)
     }
 
@@ -129,15 +129,15 @@ impl Net {
         seen.into_iter().map(|(name, ip)| (name.to_owned(), self.ip(ip))).collect()
     }
 
-    fn table(&self, nft: Nft) -> NftTable {
+    pub(super) fn table(&self, nft: Nft) -> NftTable {
         self.node.run(|| NftTable::open(nft)).expect("open")
     }
 
-    fn frontend(&self, protocol: Protocol) -> Frontend {
+    pub(super) fn frontend(&self, protocol: Protocol) -> Frontend {
         Frontend { ip: self.ip(VIP), port: 80, protocol }
     }
 
-    fn backends(&self, ips: &[Ipv4Addr]) -> Vec<Address> {
+    pub(super) fn backends(&self, ips: &[Ipv4Addr]) -> Vec<Address> {
         ips.iter().map(|ip| Address { ip: self.ip(*ip), port: PORT }).collect()
     }
 }
@@ -198,7 +198,7 @@ fn parsed(text: &str) -> (String, IpAddr) {
 }
 
 /// Runs a test in both families.
-fn on_a_node(test: impl Fn(&Net) + Send + 'static) {
+pub(super) fn on_a_node(test: impl Fn(&Net) + Send + 'static) {
     in_namespace(move || {
         if Command::new("ip").arg("-V").output().is_err() {
             assert!(std::env::var_os("PROXY_TEST_REQUIRED").is_none(), "no ip (iproute2)");
