@@ -1,7 +1,6 @@
 //! The whole way: a real API server with RBAC on, the agent with no rights but those of `system:node-proxier`, objects created through
 //! the API, real connections.
 
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -43,7 +42,7 @@ fn run(mode: Mode) -> Result<()> {
     let (netns, addresses) = (Some(lab.node(1).netns().to_owned()), lab.node(1).addresses().to_vec());
     let mut plane = ControlPlane::start(Options { netns, addresses, ..Options::default() })?;
     plane.wait_ready(START)?;
-    plane.add_node("node1", lab.node(1).addresses())?;
+    plane.add_node("node1", &lab.node(1).addresses())?;
     let agent = Agent::new(1, mode, Source::Kubeconfig(plane.kubeconfig(User::KubeProxy)))?;
     let mut agent = agent.with_flags(vec!["--hostname-override=node1".to_owned()]);
     // Objects from before the agent's start come with its first list.
@@ -104,21 +103,13 @@ fn follows_its_node(rig: &Rig) -> Result<()> {
     rig.apply(&endpoints.to_string())?;
     expect::reaches(&rig.lab, "client", "10.0.0.1:30080/tcp", &["b1"])?;
 
-    // An address that the host gets serves once the Node has it, and at once when it is there again.
-    let address = |action: &str| {
-        let mut command = Command::new("ip");
-        command.args(["address", action, "10.0.0.7/32", "dev", "lo"]);
-        rig.lab.output_on_node(1, command).and_then(|output| {
-            anyhow::ensure!(output.status.success(), "ip address {action}: {}", String::from_utf8_lossy(&output.stderr));
-            Ok(())
-        })
-    };
-    address("add")?;
+    // The Node's address is served as soon as the host has it.
     rig.plane.add_node("node1", &["10.0.0.7".parse()?])?;
-    expect::reaches(&rig.lab, "client", "10.0.0.7:30080/tcp", &["b1"])?;
     expect::refused(&rig.lab, "client", "10.0.0.1:30080/tcp").context("no address of the Node any more")?;
-    address("delete")?;
-    rig.plane.add_node("node1", rig.lab.node(1).addresses())?;
+    rig.lab.ip("node1", "address add 10.0.0.7/32 dev lo\n")?;
+    expect::reaches(&rig.lab, "client", "10.0.0.7:30080/tcp", &["b1"])?;
+    rig.lab.ip("node1", "address delete 10.0.0.7/32 dev lo\n")?;
+    rig.plane.add_node("node1", &rig.lab.node(1).addresses())?;
     expect::reaches(&rig.lab, "client", "10.0.0.1:30080/tcp", &["b1"])?;
 
     // ERR-07, with addresses that answer as long as they are not in such a range.

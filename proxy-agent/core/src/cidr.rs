@@ -45,7 +45,7 @@ impl Cidr {
     }
 
     /// How many bits its addresses have in common.
-    pub fn len(&self) -> u8 {
+    pub fn prefix_len(&self) -> u8 {
         self.len
     }
 

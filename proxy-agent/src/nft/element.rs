@@ -28,7 +28,7 @@ pub(super) fn write(out: &mut Vec<u8>, key: &Key, value: Option<&Value>) {
             nest(out, nfta::ELEM_KEY_END, |out| nested(out, nfta::DATA_VALUE, |out| write_key(out, key, Some(cidr.last()))));
         }
         if let Some(value) = value {
-            write_value(out, value);
+            write_value(out, key, value);
         }
     });
     if let Key::PodCidr(cidr) | Key::ServiceCidr(cidr) = key
@@ -79,7 +79,7 @@ fn write_key(out: &mut Vec<u8>, key: &Key, of_range: Option<IpAddr>) {
 }
 
 /// Writes data and comment of an element.
-fn write_value(out: &mut Vec<u8>, value: &Value) {
+fn write_value(out: &mut Vec<u8>, key: &Key, value: &Value) {
     match value {
         Value::Base(_) | Value::Present => {}
         Value::Backend(backend) => data(out, |out| {
@@ -87,8 +87,10 @@ fn write_value(out: &mut Vec<u8>, value: &Value) {
             write_port(out, backend.port);
         }),
         Value::Number(number) => data(out, |out| out.extend_from_slice(&number.to_ne_bytes())),
-        // The pool is told by the set.
-        Value::Count(count) => write_class(out, class::number(class::of_stick_pick(Pool::Cluster, *count))),
+        Value::Count(count) => {
+            let pool = if let Key::StickSize(_, pool) = key { *pool } else { Pool::Cluster };
+            write_class(out, class::number(class::of_stick_pick(pool, *count)));
+        }
         Value::Target(target) => write_class(out, class::number_by_source(*target)),
         Value::Service(class, label) => {
             write_class(out, class::number(*class));
@@ -182,8 +184,8 @@ pub(super) fn read(family: Family, set: &str, element: Attributes<'_>) -> Option
             (Key::Source(frontend, cidr), Value::Present)
         }
         "identities" | "node-identities" => (Key::Identity(key.destination(is_node_port)?), Value::Number(data.number()?)),
-        "stick-sizes" => (Key::StickSize(key.number()?, Pool::Cluster), Value::Count(data.count()?)),
-        "stick-sizes-local" => (Key::StickSize(key.number()?, Pool::Local), Value::Count(data.count()?)),
+        "stick-sizes" => (Key::StickSize(key.number()?, Pool::Cluster), Value::Count(data.count(Pool::Cluster)?)),
+        "stick-sizes-local" => (Key::StickSize(key.number()?, Pool::Local), Value::Count(data.count(Pool::Local)?)),
         "stick-slots" => (Key::StickSlot(key.number()?, key.number()?), Value::Number(data.number()?)),
         "stick-members" => (Key::StickMember(key.number()?, Pool::Cluster, key.number()?), Value::Present),
         "stick-members-local" => (Key::StickMember(key.number()?, Pool::Local, key.number()?), Value::Present),
@@ -223,7 +225,7 @@ pub(super) fn ranges(set: &str, mut bounds: Vec<(IpAddr, bool)>) -> (Vec<(Key, V
 
 /// The range with these first and last addresses, if it has a prefix.
 fn between(first: IpAddr, last: IpAddr) -> Option<Cidr> {
-    let cidrs = (0..=Cidr::host(first).len()).filter_map(|len| Cidr::new(first, len));
+    let cidrs = (0..=Cidr::host(first).prefix_len()).filter_map(|len| Cidr::new(first, len));
     cidrs.into_iter().find(|cidr| cidr.first() == first && cidr.last() == last)
 }
 
@@ -297,7 +299,7 @@ impl Bytes<'_> {
         class::by_source_of_number(self.number()?)
     }
 
-    fn count(&mut self) -> Option<u16> {
-        class::stick_pick_of(self.class()?).map(|(_, count)| count)
+    fn count(&mut self, wanted: Pool) -> Option<u16> {
+        class::stick_pick_of(self.class()?).filter(|(pool, _)| *pool == wanted).map(|(_, count)| count)
     }
 }

@@ -40,6 +40,8 @@ pub struct Reference {
     stopped: bool,
     /// Whether kube-proxy, or the scenario, has only begun.
     pending: bool,
+    /// The ranges of Services' addresses that it has heeded.
+    ranges: Vec<String>,
 }
 
 impl Reference {
@@ -54,7 +56,7 @@ impl Reference {
         let cluster = Cluster::new(plane.api()?)?;
         let marker = Marker::new(cluster.api())?;
         let daemon = Daemon::new(mode, probing.lab())?;
-        Ok(Self { daemon, cluster, plane, probing, mode, marker, stopped: false, pending: true })
+        Ok(Self { daemon, cluster, plane, probing, mode, marker, stopped: false, pending: true, ranges: Vec::new() })
     }
 
     /// Carries a scenario out.
@@ -128,15 +130,16 @@ impl Reference {
                 other => Ok(Seen::not_yet(other)),
             })?;
         }
-        if self.pending {
+        let ranges = self.cluster.ranges();
+        if self.pending || self.ranges != ranges {
             self.settle_ranges()?;
         }
-        self.pending = false;
+        (self.pending, self.ranges) = (false, ranges);
         Ok(())
     }
 
-    /// Sees to it that kube-proxy begins with what the ServiceCIDRs say. It does not wait for them when it starts, and heeds changes
-    /// of them only when it brings everything up to date for another reason (SYNC-16).
+    /// Sees to it that kube-proxy drops what goes to unused addresses. It does not wait for ServiceCIDRs when it starts, and heeds
+    /// changes of them only when it brings everything up to date for another reason (SYNC-16): so it is given one.
     fn settle_ranges(&mut self) -> Result<()> {
         if self.mode == KubeProxyMode::Iptables {
             return Ok(());

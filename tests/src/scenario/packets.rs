@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use super::object::NODE;
 use super::probing::Probing;
 use super::run::Probe;
 use super::simulated::Model;
-use super::{AddressChange, Config, Executor, Manifest, ObjectKind, Observed, object};
+use super::{AddressChange, Config, Executor, Manifest, ObjectKind, Observed, Seen, object};
 use crate::agent::{Agent, DEADLINE, Mode, Source};
 use crate::manifest::save;
 
@@ -128,13 +129,27 @@ impl Executor for Packets<'_> {
     }
 
     fn observe(&mut self, probes: &[Probe]) -> Result<Vec<Observed>> {
-        self.bench.probing.observe(probes, None)
+        let mut observed = self.bench.probing.observe(probes, None)?;
+        if self.bench.mode == Mode::Ebpf {
+            // Who is translated at the socket keeps the address that it has towards the backend: docs/datapath.md.
+            let by_socket = |probe: &Probe| self.model.is_by_socket(probe);
+            for (_, observed) in probes.iter().zip(&mut observed).filter(|(probe, _)| by_socket(probe)) {
+                if let Observed::Backends { seen, .. } | Observed::One { seen, .. } = observed {
+                    *seen = Seen::OwnNode;
+                }
+            }
+        }
+        Ok(observed)
     }
 
     fn state(&mut self) -> String {
         let lab = self.bench.probing.lab();
         let dump = self.agent.dump_as(lab, &[]).unwrap_or_else(|error| format!("{error:#}"));
-        format!("{}programmed:\n{dump}\n{}", self.model.state(), self.agent.tail())
+        let mut nft = Command::new("nft");
+        nft.args(["list", "ruleset"]);
+        let rules =
+            lab.output_on_node(1, nft).map_or_else(|error| format!("{error:#}"), |out| String::from_utf8_lossy(&out.stdout).into_owned());
+        format!("{}programmed:\n{dump}\n{rules}\n{}", self.model.state(), self.agent.tail())
     }
 }
 

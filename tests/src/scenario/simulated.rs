@@ -63,6 +63,14 @@ impl Model {
         Ok(serde_json::to_value(dataplanes)?)
     }
 
+    /// Whether eBPF translates at the sender's socket: that of a process on node1, where programs serve the destination.
+    pub fn is_by_socket(&self, (from, expectation): &Probe) -> bool {
+        let (to, protocol) = (expectation.destination, expectation.protocol.map(|protocol| protocol.to_string()));
+        let views = self.forwarding.view(&Bpf);
+        let served = |view: &ServiceView| view.view.frontends.iter().any(|f| f.ip == to.ip() && f.port == to.port());
+        matches!(from.name, NODE | "a1" | "b1") && views.iter().any(|view| Some(&view.protocol) == protocol.as_ref() && served(view))
+    }
+
     fn learn(&mut self, change: Option<Change>) {
         if let Some(change) = change.filter(|_| !self.stopped) {
             self.forwarding.apply(change);

@@ -61,7 +61,7 @@ impl<'a> Definition<'a> {
     fn is_node_port_address(&self, flow: &Flow) -> bool {
         let (ip, family, addresses) = (flow.destination.ip(), flow.family(), &self.settings.node_ports);
         let mut cidrs: Vec<Cidr> = addresses.cidrs.iter().filter(|c| c.family() == family).copied().collect();
-        if cidrs.iter().any(|c| c.len() == 0) {
+        if cidrs.iter().any(|c| c.prefix_len() == 0) {
             return flow.is_to_host && !ip.is_loopback();
         }
         let own = self.node_ip(family).filter(|ip| addresses.primary && !ip.is_loopback());

@@ -27,7 +27,7 @@ fn watch(net: &Net, layout: &Layout) {
         let first = socket.take_seq(100);
         let mut batch = Batch::begin(layout.protocol(), first);
         for (name, hook, priority) in HOOKS {
-            let marked = expr::Key::new(layout.nft.family).field(Field::Secmark).not_within("zero");
+            let marked = expr::Key::new(layout.nft.family).field(Field::Secmark).outside("zero");
             // Dropped, so that it shows as well.
             Chain::at(name, ChainType::Filter, hook, priority).rule([marked, expr::drop_counted()]).write(&layout, &mut batch, "other");
         }

@@ -298,3 +298,7 @@ impl Frames {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "watch_tests.rs"]
+mod tests;
