@@ -67,14 +67,14 @@ impl Field {
         vec![set_meta(self.key(), FIRST)]
     }
 
-    /// Sets it to 0. Touches no register of a key or of data.
+    /// Sets it to 0.
     pub(super) fn clear(self) -> Vec<Expr> {
-        vec![immediate(ASIDE, &[0; 4]), set_meta(self.key(), ASIDE)]
+        self.set_to(0)
     }
 
-    /// Goes on if it is 0.
-    pub(super) fn is_clear(self) -> Vec<Expr> {
-        vec![meta(self.key(), FIRST), cmp(FIRST, libc::NFT_CMP_EQ, &[0; 4])]
+    /// Sets it to a number. Touches no register of a key or of data.
+    pub(super) fn set_to(self, number: u32) -> Vec<Expr> {
+        vec![immediate(ASIDE, &number.to_ne_bytes()), set_meta(self.key(), ASIDE)]
     }
 
     /// To the chain that it is the class of; goes on if there is none.
@@ -128,17 +128,6 @@ impl Key {
         self.part(1, |register| meta(field.key(), register))
     }
 
-    /// `numgen random mod <count> offset <offset>`
-    pub(super) fn random(self, count: u32, offset: u32) -> Self {
-        self.part(1, |register| {
-            Expr::new(c"numgen")
-                .number(ffi::NFTNL_EXPR_NG_DREG, register)
-                .number(ffi::NFTNL_EXPR_NG_TYPE, libc::NFT_NG_RANDOM as u32)
-                .number(ffi::NFTNL_EXPR_NG_MODULUS, count)
-                .number(ffi::NFTNL_EXPR_NG_OFFSET, offset)
-        })
-    }
-
     /// Goes on if a set has it; what a map has for it is in the registers from the first then.
     pub(super) fn find(mut self, map: &str) -> Vec<Expr> {
         self.exprs.push(lookup(map, FIRST).number(ffi::NFTNL_EXPR_LOOKUP_DREG, FIRST));
@@ -146,13 +135,13 @@ impl Key {
     }
 
     /// Goes on if a set has it.
-    pub(super) fn is_in(mut self, set: &str) -> Vec<Expr> {
+    pub(super) fn inside(mut self, set: &str) -> Vec<Expr> {
         self.exprs.push(lookup(set, FIRST));
         self.exprs
     }
 
     /// Goes on if a set does not have it.
-    pub(super) fn is_not_in(mut self, set: &str) -> Vec<Expr> {
+    pub(super) fn outside(mut self, set: &str) -> Vec<Expr> {
         self.exprs.push(lookup(set, FIRST).number(ffi::NFTNL_EXPR_LOOKUP_FLAGS, libc::NFT_LOOKUP_F_INV as u32));
         self.exprs
     }
@@ -181,6 +170,17 @@ pub(super) enum Operation {
     Update { seconds: u32 },
     /// Deletes the element, if it is there. (NFT_DYNSET_OP_DELETE, which libc lacks.)
     Delete,
+}
+
+/// `numgen random mod <count> offset <offset>` in the first register.
+pub(super) fn random(count: u32, offset: u32) -> Vec<Expr> {
+    vec![
+        Expr::new(c"numgen")
+            .number(ffi::NFTNL_EXPR_NG_DREG, FIRST)
+            .number(ffi::NFTNL_EXPR_NG_TYPE, libc::NFT_NG_RANDOM as u32)
+            .number(ffi::NFTNL_EXPR_NG_MODULUS, count)
+            .number(ffi::NFTNL_EXPR_NG_OFFSET, offset),
+    ]
 }
 
 /// `dnat to` the address and port in the registers from the first.

@@ -145,7 +145,7 @@ impl Layout {
     }
 
     fn add_stick_pick_in(&self, batch: &mut Batch, table: &str, pool: Pool, count: u16) {
-        self.add_chain(batch, table, &chains::stick_pick(self, pool, count), &[Link::to_stick_pick(pool, count)]);
+        self.add_chain(batch, table, &chains::stick_pick(pool, count), &[Link::to_stick_pick(pool, count)]);
     }
 
     fn add_chain(&self, batch: &mut Batch, table: &str, chain: &Chain, links: &[Link]) {

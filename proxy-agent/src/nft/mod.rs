@@ -55,7 +55,10 @@ impl NftTable {
             match Self::open_with(Layout::new(nft.clone(), scratch))? {
                 Ok(table) => return Ok(table),
                 // NFT_META_SECMARK without CONFIG_NETWORK_SECMARK gives EOPNOTSUPP, as does much else: the second try tells.
-                Err(reason) => failure = Some(reason),
+                Err(reason) => {
+                    tracing::warn!(family = %nft.family, reason = reason.reason(), "the kernel does not take rules with {scratch}");
+                    failure = Some(reason);
+                }
             }
         }
         let reason = failure.map_or_else(String::new, |failure: Failure| failure.reason());

@@ -129,7 +129,7 @@ impl Shape {
             (STICK_CLASSES, class) => {
                 let (pool, count) = class::stick_pick_of(class)?;
                 let linked = self.links.contains(&Link::to_stick_pick(pool, count));
-                (linked && self.has(&chains::stick_pick(layout, pool, count))).then_some(Key::StickPick(pool, count))
+                (linked && self.has(&chains::stick_pick(pool, count))).then_some(Key::StickPick(pool, count))
             }
             _ => None,
         };

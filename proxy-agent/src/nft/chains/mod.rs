@@ -5,8 +5,8 @@
 //!          postrouting          masquerade
 //! filter:  prerouting, output   source ranges
 //!          input, forward, output   what has found no backend                                                (filter.rs)
-//! pick-3, masquerade-pick-3, …                                                                                 (pick.rs)
-//! stick-10800, stick-pick-3, …                                                                                (stick.rs)
+//! pick-3, masquerade-pick-3, …, to-slot                                                                        (pick.rs)
+//! stick-10800, stick-pick-3, …, stick-identity, stick-any, stick-to-id                                            (stick.rs)
 //! ```
 
 pub(super) mod filter;
@@ -42,7 +42,11 @@ pub(super) struct Chain {
 
 /// All chains that are always there, each after those that it sends packets to.
 pub(super) fn base(layout: &Layout) -> Vec<Chain> {
-    let mut chains = nat::chains(layout);
+    let mut chains: Vec<Chain> = pick::base(layout).into();
+    if layout.nft.is_sticky {
+        chains.extend(stick::base(layout));
+    }
+    chains.extend(nat::chains(layout));
     chains.extend(filter::chains(layout));
     chains
 }
@@ -57,8 +61,8 @@ pub(super) fn target(layout: &Layout, target: Target) -> Chain {
 }
 
 /// The chain that picks among so many ids.
-pub(super) fn stick_pick(layout: &Layout, pool: Pool, count: u16) -> Chain {
-    stick::pick(layout, pool, count)
+pub(super) fn stick_pick(pool: Pool, count: u16) -> Chain {
+    stick::pick(pool, count)
 }
 
 impl Chain {

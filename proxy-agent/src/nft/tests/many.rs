@@ -61,10 +61,12 @@ fn large_sets_are_read_by_key() {
         // One of no Service, and one that is missing.
         let orphan = (Key::Slot(frontend(family, 9_999_999, Protocol::Tcp), 3), Value::Backend(backends(family, 7, 1)[0]));
         let missing = Key::Slot(frontend(family, 8, Protocol::Tcp), 3);
-        let step = Step::Delete(missing, objects[&missing].clone());
-        committed(&mut table, &[Step::Add(orphan.0, orphan.1.clone()), step]);
+        let endpoint = Key::Endpoint(backends(family, 8 * 16 + 3, 1)[0], Protocol::Tcp);
+        let steps = [missing, endpoint].map(|key| Step::Delete(key, objects[&key].clone()));
+        committed(&mut table, &[Step::Add(orphan.0, orphan.1.clone())]);
+        committed(&mut table, &steps);
         objects.extend([orphan]);
-        objects.remove(&missing);
+        objects.retain(|key, _| *key != missing && *key != endpoint);
         let known = objects.iter().filter(|(key, _)| key.set() != Some("slots")).map(|(key, value)| (*key, value.clone())).collect();
         assert_eq!(by_key::elements(&table.layout, &mut table.socket, "slots", &known).expect("read"), None);
         assert_eq!(table.observe().expect("observe"), objects);
