@@ -14,10 +14,10 @@ use super::node::Rig;
 
 /// Sets and maps without elements here, and why.
 const EMPTY: [&str; 1] = [
-    // This agent has no --cluster-cidr.
-    "pods",
+    // At a NodePort it depends on who sends whether there is nobody, and a chain drops what comes from elsewhere.
+    "node-dropped",
 ];
-/// What is only there where every address of the node serves NodePorts, or some.
+/// Comments of Services.
 const COMMENTS: [&str; 4] = ["default/every:main", "default/sticky:main", "default/closed:main", "default/far:main"];
 
 /// Services that together need every kind of object, of this family.
@@ -76,7 +76,7 @@ fn nft_lists_every_kind_of_object_and_no_process_is_started() {
 }
 
 fn listed() -> Result<()> {
-    let mut rig = Rig::with_flags(Mode::Nftables, &["--hostname-override=node1"])?;
+    let mut rig = Rig::with_flags(Mode::Nftables, &["--hostname-override=node1", "--cluster-cidr=10.1.0.0/16,fd00:10:1::/48"])?;
     rig.write("v4.yaml", &services(false))?;
     rig.write("v6.yaml", &services(true))?;
     for vip in ["10.96.1.2:80", "[fd00:10:96::1:2]:80"] {
