@@ -109,7 +109,7 @@ impl Service {
             Kind::Endpoint => self.until_served(state, |endpoints, state| {
                 let any = below(state, endpoints.len());
                 endpoints[any] = match endpoints[any] {
-                    State::Ready if random(state) % 2 == 0 => State::Draining,
+                    State::Ready if random(state).is_multiple_of(2) => State::Draining,
                     State::Ready | State::Draining => State::Absent,
                     State::Absent => State::Ready,
                 };
