@@ -103,7 +103,8 @@ line  flow                        expected                    actual
 ✗  4  a1 -> 10.97.0.10:80/tcp     10.1.1.2:8080, source kept  untouched
 ✗  4  node1 -> 10.97.0.10:80/tcp  10.1.1.2:8080, source kept  untouched
    5  a1 -> 10.97.0.11:80/udp     untouched                   as expected
-served:
+IPv4 served:
+IPv6 served:
 ";
     assert_eq!(format!("{error:#}"), expected);
 }
