@@ -45,10 +45,10 @@ use std::{env, fmt, fs};
 use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MsFlags, mount};
 
-pub use crate::pod::{Answer, Connect, Counts, Failure, Mode, Outcome, Proto, Report, Target, Watch};
+pub use crate::pod::{Answer, Connect, Counts, Failure, Mode, Outcome, Proto, Report, Storm, Stormed, Target, Watch};
 pub use address::{to_mapped, to_v4, to_v6, to_v6_socket};
 pub use cgroup::Group;
-pub use peer::{Flowing, Held, Peer};
+pub use peer::{Flowing, Held, Peer, Raging};
 pub use program::Program;
 pub use wait::{Seen, wait};
 
