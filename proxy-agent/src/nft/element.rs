@@ -225,7 +225,7 @@ pub(super) fn ranges(set: &str, mut bounds: Vec<(IpAddr, bool)>) -> (Vec<(Key, V
 
 /// The range with these first and last addresses, if it has a prefix.
 fn between(first: IpAddr, last: IpAddr) -> Option<Cidr> {
-    let cidrs = (0..=Cidr::host(first).len()).filter_map(|len| Cidr::new(first, len));
+    let cidrs = (0..=Cidr::host(first).prefix_len()).filter_map(|len| Cidr::new(first, len));
     cidrs.into_iter().find(|cidr| cidr.first() == first && cidr.last() == last)
 }
 
