@@ -106,7 +106,7 @@ pub fn run(mode: Mode, program: Option<PathBuf>, keep: bool) -> Result<()> {
     ensure!(tally.held, "not every expectation held");
     println!("All expectations held; everything is removed again.");
     // What `cargo xtask vm` shows of a demo that succeeded.
-    println!("demo: {summary}{} connections", tally.connections);
+    println!("summary: demo {summary}{} connections", tally.connections);
     Ok(())
 }
 

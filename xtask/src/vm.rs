@@ -29,8 +29,8 @@ const PACKAGES: [Package; 3] = [
 /// What is run where nothing else is asked for: every dataplane on the real lab.
 const COMMANDS: &str = "proxy-lab demo --mode ebpf\nproxy-lab demo --mode nftables\n";
 
-/// How the demo's closing lines begin.
-const SUMMARY: &str = "demo: ";
+/// How the closing lines of demo and scenarios begin.
+const SUMMARY: &str = "summary: ";
 
 /// Every kernel.
 const ALL: &str = "all";
@@ -93,7 +93,7 @@ fn one(args: &Args, programs: &Programs, kernel: &Kernel, folder: &Path) -> Resu
     Ok(())
 }
 
-/// What the demos said at their end.
+/// What demos and scenarios said at their end.
 fn summary(console: &str) -> String {
     console.lines().filter_map(|line| line.strip_prefix(SUMMARY)).map(|line| format!("{line}; ")).collect()
 }
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn the_closing_lines_are_found() {
-        assert_eq!(summary("x\ndemo: a, 1\nnot demo: b\ndemo: c, 2\n"), "a, 1; c, 2; ");
+        assert_eq!(summary("x\nsummary: a, 1\nnot summary: b\nsummary: c, 2\n"), "a, 1; c, 2; ");
         assert_eq!(summary(""), "");
     }
 }

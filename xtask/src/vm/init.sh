@@ -13,6 +13,7 @@ mount -t cgroup2 cgroup /sys/fs/cgroup
 mount -t bpf bpf /sys/fs/bpf
 mount -t tmpfs run /run
 mount -t tmpfs tmp /tmp
+hostname vm
 ip link set lo up
 set +e
 sh -e /commands

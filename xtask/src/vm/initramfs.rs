@@ -31,6 +31,7 @@ pub(super) fn pack(programs: &Programs, modules: &Path, commands: &str) -> Resul
     // Some builds of modprobe look there.
     archive.link("usr/lib/modules", "/lib/modules");
     add_folder(&mut archive, modules, "lib/modules")?;
+    add_folder(&mut archive, &crate::workspace().join("tests/scenarios"), "scenarios")?;
     Ok(archive.finish())
 }
 
