@@ -59,6 +59,9 @@ pub fn run(mode: Mode, program: Option<PathBuf>, keep: bool) -> Result<()> {
     let mut tally = Tally { held: true, connections: 0 };
     println!("\nConnections:");
     table(&lab, &cases(&lab)?, &mut tally)?;
+    if !modules.contains(SCTP) && self::modules()?.contains(SCTP) {
+        println!("The kernel's module for SCTP sockets came with the first socket, not with the Service.");
+    }
 
     println!("\nAfter pod b1 of web has become unready (the file is edited while the agents run):");
     let path = dir.path().join(WEB);

@@ -51,7 +51,7 @@ pub use address::{to_mapped, to_v4, to_v6, to_v6_socket};
 pub use cgroup::Group;
 pub use peer::{Flowing, Held, Peer};
 pub use program::Program;
-pub use wait::{Seen, wait};
+pub use wait::{Seen, patience, wait};
 
 use crate::probe::new_socket;
 use exec::Place;

@@ -38,10 +38,9 @@ pub fn carry_out(mode: Mode, family: Family, scenarios: &[Scenario]) -> Result<(
     let (mut count, mut failures) = (0, Vec::new());
     for scenario in scenarios.iter().filter(|scenario| scenario.family.unwrap_or(Family::V4) == family) {
         let start = Instant::now();
-        if let Err(error) = Packets::new(&bench, &scenario.config).and_then(|mut packets| super::run(scenario, &mut packets)) {
-            failures.push(format!("{scenario}: {error:?}"));
-        }
-        println!("{scenario}: {:?}", start.elapsed());
+        let result = Packets::new(&bench, &scenario.config).and_then(|mut packets| super::run(scenario, &mut packets));
+        println!("{scenario}: {:?}{}", start.elapsed(), if result.is_err() { " FAILED" } else { "" });
+        failures.extend(result.err().map(|error| format!("{scenario}: {error:?}")));
         count += 1;
     }
     Ok((count, failures))

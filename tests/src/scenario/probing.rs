@@ -195,8 +195,12 @@ fn observe(lab: &Lab, added: &BTreeSet<IpAddr>, (source, expectation): Probe, ku
     let (peer, proto) = (lab.find(source.name)?, proto(expectation.protocol));
     let wanted = expectation.wanted(kube_proxy);
     let silent = matches!(wanted, Outcome::Untouched | Outcome::Dropped);
-    let patient = kube_proxy.is_some() && !silent;
-    let probe = Connect::new(expectation.destination, proto).timeout_ms(if patient { PATIENT_MS } else { TIMEOUT_MS });
+    let timeout = match (silent, kube_proxy) {
+        (true, _) => TIMEOUT_MS,
+        (false, None) => TIMEOUT_MS * u64::from(lab::patience()?),
+        (false, Some(_)) => PATIENT_MS,
+    };
+    let probe = Connect::new(expectation.destination, proto).timeout_ms(timeout);
     let count = match wanted {
         Outcome::Untouched | Outcome::Dropped => 1,
         Outcome::Refused => 3,
