@@ -135,13 +135,13 @@ impl Key {
     }
 
     /// Goes on if a set has it.
-    pub(super) fn is_in(mut self, set: &str) -> Vec<Expr> {
+    pub(super) fn inside(mut self, set: &str) -> Vec<Expr> {
         self.exprs.push(lookup(set, FIRST));
         self.exprs
     }
 
     /// Goes on if a set does not have it.
-    pub(super) fn is_not_in(mut self, set: &str) -> Vec<Expr> {
+    pub(super) fn outside(mut self, set: &str) -> Vec<Expr> {
         self.exprs.push(lookup(set, FIRST).number(ffi::NFTNL_EXPR_LOOKUP_FLAGS, libc::NFT_LOOKUP_F_INV as u32));
         self.exprs
     }

@@ -19,7 +19,7 @@ pub struct Manifest {
 #[derive(Clone, Debug)]
 pub enum Object {
     /// A Service.
-    Service(object::Service),
+    Service(Box<object::Service>),
     /// An EndpointSlice.
     Slice(object::EndpointSlice),
     /// A Node.
@@ -94,9 +94,8 @@ impl Object {
     /// Its namespace (of a cluster's own objects: an empty one) and name; none without a name.
     pub fn name(&self) -> Option<ObjectName> {
         match self {
-            Object::Service(object::Service { metadata, .. }) | Object::Slice(object::EndpointSlice { metadata, .. }) => {
-                Some(ObjectName::new(metadata.namespace.as_deref().unwrap_or("default"), metadata.name.as_deref()?))
-            }
+            Object::Service(service) => namespaced(&service.metadata),
+            Object::Slice(slice) => namespaced(&slice.metadata),
             Object::Node(value) | Object::ServiceCidr(value) => Some(ObjectName::new("", value.pointer("/metadata/name")?.as_str()?)),
         }
     }
@@ -113,6 +112,10 @@ impl Object {
             Object::ServiceCidr(value) => convert_service_cidr(&serde_json::from_value(value.clone()).ok()?).change,
         }
     }
+}
+
+fn namespaced(metadata: &object::Metadata) -> Option<ObjectName> {
+    Some(ObjectName::new(metadata.namespace.as_deref().unwrap_or("default"), metadata.name.as_deref()?))
 }
 
 /// What every scenario begins with: the Node, in both families and without a zone, and the ServiceCIDR.

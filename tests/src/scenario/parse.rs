@@ -191,7 +191,7 @@ fn manifest(document: &[(usize, &str)]) -> Result<Manifest, Wrong> {
     let wrong = |(line, error): Wrong| (first + line, error);
     let head: Head = yaml_of(&text).map_err(wrong)?;
     let object = match (&*head.api_version, &*head.kind) {
-        ("v1", "Service") => Object::Service(yaml_of(&text).map_err(wrong)?),
+        ("v1", "Service") => Object::Service(Box::new(yaml_of(&text).map_err(wrong)?)),
         ("discovery.k8s.io/v1", "EndpointSlice") => Object::Slice(yaml_of(&text).map_err(wrong)?),
         ("v1", "Node") => {
             let node = complete_node(yaml_of(&text).map_err(wrong)?);

@@ -24,14 +24,14 @@ pub(super) fn chains(layout: &Layout) -> Vec<Chain> {
     let input = unserved(Chain::new(UNSERVED_INPUT), layout, false).rule([nat::to_node(layout), expr::goto(NODE_PORTS)]);
     let destination = || Key::new(family).ip(Side::Destination);
     let elsewhere = unserved(Chain::new(UNSERVED), layout, false)
-        .rule([destination().is_in("cluster-ips"), expr::goto(REFUSE)])
+        .rule([destination().inside("cluster-ips"), expr::goto(REFUSE)])
         .comment(c"a port that nobody serves")
-        .rule([destination().is_in("service-cidrs"), expr::drop_counted()])
+        .rule([destination().inside("service-cidrs"), expr::drop_counted()])
         .comment(c"an address that nobody has");
     let mut chains = vec![refuse, node_ports, input, elsewhere];
     for (name, hook) in [("sources-prerouting", Hook::PreRouting), ("sources-output", Hook::Out)] {
-        let restricted = Key::new(family).destination(false).is_in("restricted");
-        let let_in = Key::new(family).destination(false).ip(Side::Source).is_not_in("sources");
+        let restricted = Key::new(family).destination(false).inside("restricted");
+        let let_in = Key::new(family).destination(false).ip(Side::Source).outside("sources");
         let chain = Chain::at(name, ChainType::Filter, hook, SOURCES);
         chains.push(chain.rule([expr::is_new(), restricted, let_in, expr::drop_counted()]));
     }
@@ -41,7 +41,7 @@ pub(super) fn chains(layout: &Layout) -> Vec<Chain> {
     let source = Key::new(family).ip(Side::Source).port(Side::Source);
     let forward = Chain::at("filter-forward", ChainType::Filter, Hook::Forward, FILTER)
         .rule([expr::is_known(), expr::accept()])
-        .rule([expr::is_invalid(), expr::is_tcp(), source.is_in("endpoints"), expr::drop_counted()])
+        .rule([expr::is_invalid(), expr::is_tcp(), source.inside("endpoints"), expr::drop_counted()])
         .comment(c"conntrack has not translated it back")
         .rule(unserved(UNSERVED));
     chains.push(forward);
@@ -51,6 +51,6 @@ pub(super) fn chains(layout: &Layout) -> Vec<Chain> {
 
 /// What becomes of packets to frontends that have found no backend.
 fn unserved(chain: Chain, layout: &Layout, is_node_port: bool) -> Chain {
-    let is_in = |name| Key::new(layout.nft.family).destination(is_node_port).is_in(&of_kind(name, is_node_port));
-    chain.rule([is_in("refused"), expr::goto(REFUSE)]).rule([is_in("dropped"), expr::drop_counted()])
+    let inside = |name| Key::new(layout.nft.family).destination(is_node_port).inside(&of_kind(name, is_node_port));
+    chain.rule([inside("refused"), expr::goto(REFUSE)]).rule([inside("dropped"), expr::drop_counted()])
 }

@@ -19,7 +19,7 @@ const NODE_PORTS: &str = "node-ports";
 pub(super) fn chains(layout: &Layout) -> Vec<Chain> {
     let mut chains = vec![Chain::new(NOWHERE).rule([expr::drop_counted()])];
     chains.extend([false, true].map(|is_node_port| by_source(layout, is_node_port)));
-    let has = |set| Key::new(layout.nft.family).destination(false).is_in(set);
+    let has = |set| Key::new(layout.nft.family).destination(false).inside(set);
     // TP-10
     let node_ports = Chain::new(NODE_PORTS).rule([has("refused"), expr::back()]).comment(c"a Service has this address and port");
     chains.push(dispatch(node_ports.rule([has("dropped"), expr::back()]), layout, true));
@@ -28,7 +28,7 @@ pub(super) fn chains(layout: &Layout) -> Vec<Chain> {
         chains.push(chain.rule([to_node(layout), expr::goto(NODE_PORTS)]));
     }
     let mark = layout.nft.masquerade_mark;
-    let hairpins = Key::new(layout.nft.family).ip(Side::Source).ip(Side::Destination).is_in("hairpins");
+    let hairpins = Key::new(layout.nft.family).ip(Side::Source).ip(Side::Destination).inside("hairpins");
     let postrouting = Chain::at("nat-postrouting", ChainType::Nat, Hook::PostRouting, SRCNAT)
         .rule([expr::is_marked(mark), expr::flip_mark(mark), expr::masquerade()])
         .rule([expr::is_translated(), hairpins, expr::masquerade()])
@@ -49,7 +49,7 @@ fn dispatch(chain: Chain, layout: &Layout, is_node_port: bool) -> Chain {
 pub(super) fn to_node(layout: &Layout) -> Vec<Expr> {
     let family = layout.nft.family;
     if !layout.nft.any_node_port {
-        return Key::new(family).ip(Side::Destination).is_in("node-addresses");
+        return Key::new(family).ip(Side::Destination).inside("node-addresses");
     }
     let mut exprs = expr::is_not_to_loopback(family);
     exprs.extend(expr::is_own(Side::Destination));
@@ -85,7 +85,7 @@ fn by_source(layout: &Layout, is_node_port: bool) -> Chain {
 /// What tells a pod's packet.
 pub(super) fn from_pod(layout: &Layout) -> Vec<Expr> {
     match &layout.nft.pods {
-        PodMatch::Source => Key::new(layout.nft.family).ip(Side::Source).is_in("pods"),
+        PodMatch::Source => Key::new(layout.nft.family).ip(Side::Source).inside("pods"),
         PodMatch::Interface(name) => expr::came_by(name, false),
         PodMatch::InterfacePrefix(prefix) => expr::came_by(prefix, true),
     }

@@ -74,7 +74,7 @@ fn to_id(layout: &Layout, is_node_port: bool) -> Chain {
 /// The chain of clients that stay so long.
 pub(super) fn sticky(layout: &Layout, target: Target, seconds: u32) -> Chain {
     let members = if target.pool == Pool::Local { "stick-members-local" } else { "stick-members" };
-    let is_member = key(layout).field(IDENTITY).field(ID).is_in(members);
+    let is_member = key(layout).field(IDENTITY).field(ID).inside(members);
     let keep = || client(layout).dynset(Operation::Update { seconds }, STICK_PINS, ID);
     let to_id = || expr::goto(&of_kind(TO_ID, target.is_node_port));
     Chain::new(target.to_string())
