@@ -2,14 +2,17 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::ensure;
 use clap::{Args, Parser, Subcommand};
+use proxy_core::model::Family;
 use proxy_tests::agent::Mode;
 use proxy_tests::bench::{self, Plan, Proxy};
 use proxy_tests::lab::{self, Lab, LabOptions};
 use proxy_tests::pod::worker;
+use proxy_tests::scenario::{self, packets};
 use proxy_tests::{controlplane, demo, soak};
 
 #[derive(Parser)]
@@ -32,6 +35,20 @@ enum Command {
         /// Leave the lab up afterwards
         #[arg(long)]
         keep: bool,
+    },
+    /// Carry out scenarios on the real agent with real packets, one after the other
+    Scenarios {
+        /// ebpf or nftables
+        #[arg(long, default_value = "ebpf")]
+        mode: Mode,
+        /// Carry them out in IPv6
+        #[arg(long)]
+        v6: bool,
+        /// The folder that they are in
+        #[arg(long, default_value_os_t = scenario::directory())]
+        directory: PathBuf,
+        /// Which; all if none is named
+        names: Vec<String>,
     },
     /// Build the control plane of the end-to-end tests, where that has not been done
     Controlplane,
@@ -125,6 +142,7 @@ impl BenchArgs {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Demo { mode, agent, keep } => demo::run(mode, agent, keep),
+        Command::Scenarios { mode, v6, directory, names } => scenarios(mode, if v6 { Family::V6 } else { Family::V4 }, &directory, &names),
         Command::Controlplane => controlplane::binaries().map(drop),
         Command::Bench { report: Some(BenchCommand::Report { file }), .. } => bench::report(&file),
         Command::Bench { report: None, args } => {
@@ -153,4 +171,17 @@ fn main() -> anyhow::Result<()> {
         }
         Command::Pod { name, address } => worker::run(&name, address),
     }
+}
+
+/// Carries scenarios out; an error that tells of all that failed.
+fn scenarios(mode: Mode, family: Family, directory: &Path, names: &[String]) -> anyhow::Result<()> {
+    let mut scenarios = scenario::load_from(directory)?;
+    let unknown: Vec<&String> = names.iter().filter(|name| !scenarios.iter().any(|scenario| scenario.name == **name)).collect();
+    ensure!(unknown.is_empty(), "{}: there is no scenario {unknown:?}", directory.display());
+    scenarios.retain(|scenario| names.is_empty() || names.contains(&scenario.name));
+    let (count, failures) = packets::carry_out(mode, family, &scenarios)?;
+    ensure!(failures.is_empty(), "{mode} {family}: {} of {count} scenarios failed\n\n{}", failures.len(), failures.join("\n\n"));
+    // What `cargo xtask vm` shows.
+    println!("summary: {mode} {family}: {count} scenarios");
+    Ok(())
 }

@@ -37,7 +37,7 @@ enum Command {
     Soak(soak::Args),
     /// Run all tests
     Test(lab::TestArgs),
-    /// Run the demo in virtual machines with the kernels of Debian's releases
+    /// Run the demo and scenarios in virtual machines with the kernels of Debian's releases
     Vm(vm::Args),
 }
 

@@ -8,13 +8,12 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow};
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use proxy_core::model::{Family, Protocol};
 
 use super::object::NODE;
 use super::run::Probe;
 use super::{AddressChange, Choice, Host, KubeProxyMode, Observed, Outcome, Seen};
-use crate::lab::{Connect, Counts, Lab, LabOptions, Peer, Proto, to_v4};
+use crate::lab::{self, Connect, Counts, Lab, LabOptions, Peer, Proto, to_v4};
 
 /// Long for a lab on one machine; short enough to see soon that an untranslated address leads to nothing.
 const TIMEOUT_MS: u64 = 500;
@@ -41,7 +40,7 @@ pub(super) struct Probing {
 impl Probing {
     /// A lab of two nodes.
     pub(super) fn new() -> Result<Self> {
-        let sctp = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, SockProtocol::Sctp).is_ok();
+        let sctp = lab::has_sockets(Proto::Sctp);
         Ok(Self { lab: Lab::new(LabOptions::default())?, listening: RefCell::default(), added: RefCell::default(), sctp })
     }
 
@@ -198,14 +197,10 @@ fn observe(lab: &Lab, added: &BTreeSet<IpAddr>, (source, expectation): Probe, ku
     let (peer, proto) = (lab.find(source.name)?, proto(expectation.protocol));
     let wanted = expectation.wanted(kube_proxy);
     let silent = matches!(wanted, Outcome::Untouched | Outcome::Dropped);
-    let patient = kube_proxy.is_some() && !silent;
-    let silent = matches!(wanted, Outcome::Untouched | Outcome::Dropped);
-    let timeout = if patient {
-        PATIENT_MS
-    } else if silent {
-        TIMEOUT_MS
-    } else {
-        ANSWER_MS
+    let timeout = match (silent, kube_proxy) {
+        (true, _) => TIMEOUT_MS,
+        (false, None) => ANSWER_MS * u64::from(lab::patience()?),
+        (false, Some(_)) => PATIENT_MS,
     };
     let probe = Connect::new(expectation.destination, proto).timeout_ms(timeout);
     let count = match wanted {
