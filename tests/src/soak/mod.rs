@@ -6,7 +6,6 @@ mod services;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
 use std::thread;
@@ -33,8 +32,6 @@ const EPHEMERAL: usize = 10;
 const PICKING: [&str; 3] = ["pick-", "stick-", "no-backend"];
 /// Longest pause between two changes, in milliseconds.
 const PAUSE: u64 = 100;
-/// In seconds, in conntrack's table, instead of a minute or two: as many new connections as this makes would fill it.
-const TIMEOUTS: [&str; 4] = ["time_wait", "close", "last_ack", "fin_wait"];
 
 /// What to do.
 #[derive(Clone, Debug)]
@@ -150,7 +147,7 @@ impl Rig {
         let (report, started) = (Report::default(), Instant::now());
         let mut rig =
             Self { lab, agent, log, dir, services, raging: Vec::new(), gone: BTreeMap::new(), random: plan.seed, report, started };
-        rig.forget_soon()?;
+        rig.lab.forget_ended_soon()?;
         let dsts: Vec<SocketAddr> = rig.services.usable().into_keys().collect();
         let targets = dsts.iter().map(|&dst| Target { dst, server: None }).collect();
         let seen = rig.lab.pod("a1").watch(Watch { targets, pause_us: 1000, limit_ms: 20_000 })?;
@@ -161,16 +158,6 @@ impl Rig {
         }
         rig.started = Instant::now();
         Ok(rig)
-    }
-
-    fn forget_soon(&self) -> Result<()> {
-        for node in ["node1", "node2"] {
-            for timeout in TIMEOUTS {
-                let path = format!("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_{timeout}");
-                self.lab.inside(node, || fs::write(&path, "1").with_context(|| path.clone()))?;
-            }
-        }
-        Ok(())
     }
 
     fn churn(&mut self, plan: &Plan) -> Result<()> {
