@@ -13,12 +13,15 @@ const REPAIRED: &str = "somebody else changed what is programmed: it is repaired
 const FOREIGN: &str = "table inet foreign {\nset s { type ipv4_addr; elements = { 192.0.2.1 }; }\n}";
 
 /// A change of somebody else and how many objects it breaks, as far as that does not depend on the layout.
-const CHANGES: [(&str, Option<usize>); 7] = [
+const CHANGES: [(&str, Option<usize>); 10] = [
     ("delete element ip proxy-agent services { 10.96.0.10 . tcp . 80 }", Some(1)),
     ("delete element ip proxy-agent slots { 10.96.0.10 . tcp . 80 . 1 }", Some(1)),
     ("add element ip proxy-agent refused { 10.96.0.99 . tcp . 80 }", Some(1)),
     ("flush map ip proxy-agent services", Some(2)),
-    ("flush chain ip proxy-agent nat-prerouting", None),
+    ("flush chain ip proxy-agent nat-prerouting", Some(1)),
+    ("flush chain ip proxy-agent pick-3", Some(1)),
+    ("flush chain ip proxy-agent nat-output; add rule ip proxy-agent nat-output drop", Some(1)),
+    ("delete chain ip proxy-agent filter-forward", Some(1)),
     ("delete table ip proxy-agent", None),
     ("flush ruleset", None),
 ];

@@ -46,10 +46,10 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::sys::socket::SockFlag;
 
-pub use crate::pod::{Answer, Connect, Counts, Failure, Mode, Outcome, Proto, Report, Target, Watch};
+pub use crate::pod::{Answer, Connect, Counts, Failure, Mode, Outcome, Proto, Report, Storm, Stormed, Target, Watch};
 pub use address::{to_mapped, to_v4, to_v6, to_v6_socket};
 pub use cgroup::Group;
-pub use peer::{Flowing, Held, Peer};
+pub use peer::{Flowing, Held, Peer, Raging};
 pub use program::Program;
 pub use wait::{Seen, patience, wait};
 
@@ -309,6 +309,19 @@ impl Lab {
     /// Runs lines of `ip -batch` in the namespace of `node1`, `client`, a pod: more addresses, other routes.
     pub fn ip(&self, place: &str, lines: &str) -> Result<()> {
         network::ip_batch(Some(&format!("{}-{place}", self.name)), lines)
+    }
+
+    /// Has the nodes' connection tracking forget TCP connections a second after their end, not a minute or two: thousands of them
+    /// would fill it, and one that comes from the port of an ended one would go where that went (a server that ended it first
+    /// leaves it in TIME_WAIT, where a new SYN is not translated anew).
+    pub fn forget_ended_soon(&self) -> Result<()> {
+        for node in &self.nodes {
+            for state in ["time_wait", "close", "close_wait", "last_ack", "fin_wait"] {
+                let path = format!("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_{state}");
+                netns::inside(node.netns(), || fs::write(&path, "1").with_context(|| path.clone()))?;
+            }
+        }
+        Ok(())
     }
 
     /// Runs a ruleset through `nft -f` in such a namespace.

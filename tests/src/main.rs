@@ -3,6 +3,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::ensure;
 use clap::{Args, Parser, Subcommand};
@@ -12,7 +13,7 @@ use proxy_tests::bench::{self, Plan, Proxy};
 use proxy_tests::lab::{self, Lab, LabOptions};
 use proxy_tests::pod::worker;
 use proxy_tests::scenario::{self, packets};
-use proxy_tests::{controlplane, demo};
+use proxy_tests::{controlplane, demo, soak};
 
 #[derive(Parser)]
 #[command(name = "proxy-lab", about = "Network namespaces with two nodes, pods and a client", version)]
@@ -57,6 +58,18 @@ enum Command {
         report: Option<BenchCommand>,
         #[command(flatten)]
         args: BenchArgs,
+    },
+    /// Change Services at random under many new connections, on nftables; fails if one is refused, lost or sent to who is gone
+    Soak {
+        /// How long
+        #[arg(long, default_value_t = 10)]
+        minutes: u64,
+        /// New connections a second, as far as the machine can
+        #[arg(long, default_value_t = 10_000)]
+        rate: u64,
+        /// What the random choices are made from
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
     },
     /// Make a lab, show it, and remove it when standard input ends
     Up,
@@ -137,6 +150,12 @@ fn main() -> anyhow::Result<()> {
             bench::run(args.plan(), &out)?;
             println!("{}", std::fs::read_to_string(out.join("benchmarks.md"))?);
             Ok(())
+        }
+        Command::Soak { minutes, rate, seed } => {
+            let limit = soak::Limit::Time(Duration::from_secs(60 * minutes));
+            let report = soak::run(&soak::Plan { rate, limit, seed })?;
+            println!("{report}");
+            report.verdict()
         }
         Command::Up => {
             let lab = Lab::new(LabOptions::default())?;

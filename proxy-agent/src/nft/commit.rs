@@ -142,6 +142,7 @@ fn chain_or_base(layout: &Layout, batch: &mut Batch, work: &Work<'_>) -> What {
         (Key::Chain(target), true) => layout.drop_chain(batch, &Link::to_target(*target)),
         (Key::StickPick(pool, count), false) => layout.add_stick_pick(batch, *pool, *count),
         (Key::StickPick(pool, count), true) => layout.drop_chain(batch, &[Link::to_stick_pick(*pool, *count)]),
+        (Key::Damage(chain), _) => layout.repair(batch, chain),
         (_, is_deletion) => {
             match is_deletion {
                 true => batch.message(libc::NFT_MSG_DELTABLE, 0, |out| text(out, nfta::TABLE_NAME, TABLE)),
@@ -212,7 +213,9 @@ fn learn(
             // It follows from an earlier failure of the same work.
             (_, _, How::Skip) => {}
             // Somebody else did it.
-            (What::Chain | What::Deletes, Errno::ENOENT, How::Delete) => work[one].how = How::Skip,
+            (What::Chain | What::Deletes, Errno::ENOENT, How::Delete) if !matches!(work[one].step.key(), Key::Damage(_)) => {
+                work[one].how = How::Skip
+            }
             (What::Deletes, Errno::ENOENT, _) => work[one].how = How::Insert,
             // Somebody else's element, or one that was left when we last stopped. EBUSY: it has another value.
             (What::Adds, Errno::EEXIST | Errno::EBUSY, How::Add) => work[one].how = How::Replace,

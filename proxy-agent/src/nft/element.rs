@@ -52,7 +52,7 @@ fn cidr_of(key: &Key) -> Option<Cidr> {
 fn write_key(out: &mut Vec<u8>, key: &Key, of_range: Option<IpAddr>) {
     let numbers = |out: &mut Vec<u8>, numbers: &[u32]| numbers.iter().for_each(|number| out.extend_from_slice(&number.to_ne_bytes()));
     match key {
-        Key::Base | Key::Chain(_) | Key::StickPick(..) => {}
+        Key::Base | Key::Chain(_) | Key::StickPick(..) | Key::Damage(_) => {}
         Key::PodCidr(_) | Key::ServiceCidr(_) => {}
         Key::NodeAddress(ip) | Key::ClusterIp(ip) => write_address(out, *ip),
         Key::Hairpin(ip) => {

@@ -25,7 +25,7 @@ fn key_flaw(nft: &Nft, key: &Key) -> Option<&'static str> {
         flaw => flaw,
     };
     match key {
-        Key::Base => None,
+        Key::Base | Key::Damage(_) => None,
         Key::Chain(target) => match target.pick {
             _ if class::number(Class::Target(*target)).is_none() => Some("there is no chain for so many"),
             Pick::Even(_) => None,

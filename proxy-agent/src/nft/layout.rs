@@ -153,6 +153,14 @@ impl Layout {
         links.iter().for_each(|link| link.add(batch, table));
     }
 
+    /// Fills a chain that is always there anew, and makes what leads there.
+    pub(super) fn repair(&self, batch: &mut Batch, name: &str) {
+        if let Some(chain) = chains::base(self).into_iter().find(|chain| chain.name == name) {
+            chain.write(self, batch, TABLE);
+            Link::base().iter().filter(|link| link.chain == name).for_each(|link| link.add(batch, TABLE));
+        }
+    }
+
     /// Deletes a chain and what leads there.
     pub(super) fn drop_chain(&self, batch: &mut Batch, links: &[Link]) {
         for link in links {

@@ -17,6 +17,7 @@ pub mod kube_proxy;
 mod layout;
 mod monitor;
 mod observe;
+mod rules;
 mod sets;
 mod socket;
 mod sys;

@@ -18,6 +18,7 @@ use proxy_core::lower::nft::{Key, Nft, Value};
 use proxy_core::model::Family;
 use tracing::{error, warn};
 
+use super::chains;
 use super::element;
 use super::layout::TABLE;
 use super::protocol;
@@ -52,7 +53,7 @@ struct Heard {
     disturbances: [Option<DisturbanceOf<Nft>>; 2],
 }
 
-/// Elements with what they were afterwards.
+/// Elements and chains with what they were afterwards.
 type Elements = BTreeMap<Key, Option<Value>>;
 
 impl Monitor {
@@ -198,8 +199,16 @@ impl Heard {
     }
 }
 
-/// The elements that a message tells of, if it is of nothing else and they are objects of ours.
+/// What a message tells of, if all of that are objects of ours.
 fn elements(message: &Message<'_>) -> Option<Elements> {
+    if [libc::NFT_MSG_NEWRULE, libc::NFT_MSG_DELRULE].map(message_type).contains(&message.kind) {
+        // Whatever the rule: the chain is not ours any more.
+        let chain = message.attributes().text(nfta::RULE_CHAIN)?;
+        return match chains::damage(chain) {
+            Some(damage) => Some(Elements::from([(damage, Some(Value::Present))])),
+            None => Key::of_chain(chain).map(|chain| Elements::from([(chain, None)])),
+        };
+    }
     let is_added = message.kind == message_type(libc::NFT_MSG_NEWSETELEM);
     if !is_added && message.kind != message_type(libc::NFT_MSG_DELSETELEM) {
         return None;

@@ -9,6 +9,7 @@ use proxy_core::lower::nft::{Class, Key, LAYOUT, Nft, Value};
 
 use super::by_key;
 use super::layout::{Layout, Link, TABLE};
+use super::rules::{self, Rule};
 use super::sets::{BY_SOURCE_CLASSES, CLASSES, SETS, STICK_CLASSES, STICKY, is_interval};
 use super::socket::Socket;
 use super::wire::{Attributes, Message, find_userdata, message_type, nfta, text};
@@ -30,11 +31,13 @@ pub(super) fn observe(layout: &Layout, socket: &mut Socket) -> anyhow::Result<Ob
         return Ok(Objects::from([(Key::Base, Value::Base(version))]));
     }
     let shape = Shape::read(layout, socket)?;
-    if let Some(chain) = shape.damaged(layout) {
-        tracing::warn!(chain, "somebody else changed the chain: the table will be replaced");
+    if let Some(chain) = shape.lost(layout) {
+        tracing::warn!(chain, "somebody else took the chain away: the table will be replaced");
         return Ok(Objects::from([(Key::Base, Value::Base(0))]));
     }
-    contents(layout, socket, &shape)
+    let mut objects = contents(layout, socket, &shape)?;
+    objects.extend(shape.damaged(layout).map(|key| (key, Value::Present)));
+    Ok(objects)
 }
 
 /// What the table holds, whatever the configuration it was made for; nothing if it is of another version.
@@ -87,36 +90,73 @@ fn table_comment(layout: &Layout, socket: &mut Socket) -> anyhow::Result<Option<
     })
 }
 
-/// Chains, as far as one need look at them: how many rules each has, and what leads there.
+/// A chain that there is.
+#[derive(Default)]
+struct Found {
+    /// Type, hook and priority.
+    hook: Option<(String, u32, i32)>,
+    policy: u32,
+    rules: Vec<Rule>,
+}
+
+/// The chains, and what leads there.
 struct Shape {
-    rules: BTreeMap<String, usize>,
+    chains: BTreeMap<String, Found>,
     links: BTreeSet<Link>,
 }
 
 impl Shape {
     fn read(layout: &Layout, socket: &mut Socket) -> anyhow::Result<Self> {
+        let ours = |out: &mut Vec<u8>| text(out, nfta::CHAIN_TABLE, TABLE);
+        let mut chains = socket.dump(libc::NFT_MSG_GETCHAIN, layout.protocol(), ours, |found: &mut BTreeMap<String, Found>, message| {
+            let chain = message.attributes();
+            if chain.text(nfta::CHAIN_TABLE) == Some(TABLE)
+                && let Some(name) = chain.text(nfta::CHAIN_NAME)
+            {
+                found.insert(name.to_owned(), Found::read(chain));
+            }
+        })?;
         let ours = |out: &mut Vec<u8>| text(out, nfta::RULE_TABLE, TABLE);
-        let rules = socket.dump(libc::NFT_MSG_GETRULE, layout.protocol(), ours, |counts: &mut BTreeMap<String, usize>, message| {
+        let rules = socket.dump(libc::NFT_MSG_GETRULE, layout.protocol(), ours, |found: &mut Vec<(String, Rule)>, message| {
             let rule = message.attributes();
             if rule.text(nfta::RULE_TABLE) == Some(TABLE)
                 && let Some(chain) = rule.text(nfta::RULE_CHAIN)
             {
-                *counts.entry(chain.to_owned()).or_default() += 1;
+                found.push((chain.to_owned(), rules::read(message)));
             }
         })?;
+        for (chain, rule) in rules {
+            chains.entry(chain).or_default().rules.push(rule);
+        }
         let mut links = BTreeSet::new();
         for map in [CLASSES, BY_SOURCE_CLASSES, STICK_CLASSES] {
             if map != STICK_CLASSES || layout.nft.is_sticky {
                 links.extend(read_set(layout, socket, map, |element| link(map, element))?.known);
             }
         }
-        Ok(Self { rules, links })
+        Ok(Self { chains, links })
     }
 
-    /// A chain that must be there and is not as we would make it.
-    fn damaged(&self, layout: &Layout) -> Option<String> {
-        let damaged = chains::base(layout).into_iter().find(|chain| !self.has(chain)).map(|chain| chain.name);
-        damaged.or_else(|| Link::base().into_iter().find(|link| !self.links.contains(link)).map(|link| link.chain))
+    /// A chain that must always be there and is not, or is another: only with the whole table can it be made anew.
+    fn lost(&self, layout: &Layout) -> Option<String> {
+        let is_lost = |chain: &chains::Chain| match (chain.hook(), self.chains.get(&chain.name)) {
+            (None, found) => found.is_none_or(|found| found.hook.is_some()),
+            // What hangs on nothing is made anew by itself.
+            (Some(_), None) => false,
+            (Some((kind, hook, priority)), Some(found)) => {
+                found.hook.as_ref().is_none_or(|(k, h, p)| (k.as_str(), *h, *p) != (kind, hook, priority))
+            }
+        };
+        chains::base(layout).into_iter().find(is_lost).map(|chain| chain.name)
+    }
+
+    /// The chains that are always there and are not as we would make them, or not led to.
+    fn damaged(&self, layout: &Layout) -> impl Iterator<Item = Key> {
+        let links = Link::base();
+        let is_linked = move |name: &str| links.iter().all(|link| link.chain != name || self.links.contains(link));
+        let chains = chains::base(layout).into_iter();
+        let damaged = chains.filter(move |chain| !(self.has(layout, chain) && is_linked(&chain.name)));
+        damaged.filter_map(|chain| chains::damage(&chain.name))
     }
 
     /// The chains that are made when they are wanted, as far as they are complete and reachable. Others are made anew.
@@ -124,20 +164,31 @@ impl Shape {
         let key = |link: &Link| match (link.map, class::of_number(link.class)?) {
             (CLASSES, Class::Target(target)) => {
                 let linked = Link::to_target(target).iter().all(|link| self.links.contains(link));
-                (linked && self.has(&chains::target(layout, target))).then_some(Key::Chain(target))
+                (linked && self.has(layout, &chains::target(layout, target))).then_some(Key::Chain(target))
             }
             (STICK_CLASSES, class) => {
                 let (pool, count) = class::stick_pick_of(class)?;
                 let linked = self.links.contains(&Link::to_stick_pick(pool, count));
-                (linked && self.has(&chains::stick_pick(pool, count))).then_some(Key::StickPick(pool, count))
+                (linked && self.has(layout, &chains::stick_pick(pool, count))).then_some(Key::StickPick(pool, count))
             }
             _ => None,
         };
         self.links.iter().filter_map(key).collect()
     }
 
-    fn has(&self, chain: &chains::Chain) -> bool {
-        self.rules.get(&chain.name) == Some(&chain.len())
+    fn has(&self, layout: &Layout, chain: &chains::Chain) -> bool {
+        self.chains.get(&chain.name).is_some_and(|found| found.policy == libc::NF_ACCEPT as u32 && found.rules == chain.rules(layout))
+    }
+}
+
+impl Found {
+    fn read(chain: Attributes<'_>) -> Self {
+        let number = |value: Option<&[u8]>| value.and_then(|value| value.first_chunk()).map(|bytes| u32::from_be_bytes(*bytes));
+        let hook = chain.nest(nfta::CHAIN_HOOK);
+        let kind = || chain.text(nfta::CHAIN_TYPE).unwrap_or_default().to_owned();
+        let hook = number(hook.get(nfta::HOOK_NUMBER)).zip(number(hook.get(nfta::HOOK_PRIORITY)));
+        let policy = number(chain.get(nfta::CHAIN_POLICY)).unwrap_or(libc::NF_ACCEPT as u32);
+        Self { hook: hook.map(|(hook, priority)| (kind(), hook, priority as i32)), policy, rules: Vec::new() }
     }
 }
 
@@ -188,7 +239,7 @@ fn ignored(set: &str, unknown: usize) {
 }
 
 /// What was read of a set.
-struct Found<T> {
+struct Elements<T> {
     known: Vec<T>,
     /// How many elements are not ours.
     unknown: usize,
@@ -196,19 +247,19 @@ struct Found<T> {
     count: Option<usize>,
 }
 
-impl<T> Default for Found<T> {
+impl<T> Default for Elements<T> {
     fn default() -> Self {
         Self { known: Vec::new(), unknown: 0, count: None }
     }
 }
 
 /// Reads the elements of a set. `read` knows ours.
-fn read_set<T>(layout: &Layout, socket: &mut Socket, set: &str, read: impl Fn(Attributes<'_>) -> Option<T>) -> anyhow::Result<Found<T>> {
+fn read_set<T>(layout: &Layout, socket: &mut Socket, set: &str, read: impl Fn(Attributes<'_>) -> Option<T>) -> anyhow::Result<Elements<T>> {
     let ours = |out: &mut Vec<u8>| {
         text(out, nfta::LIST_TABLE, TABLE);
         text(out, nfta::LIST_SET, set);
     };
-    let mut found = socket.dump(libc::NFT_MSG_GETSETELEM, layout.protocol(), ours, |found: &mut Found<T>, message: &Message<'_>| {
+    let mut found = socket.dump(libc::NFT_MSG_GETSETELEM, layout.protocol(), ours, |found: &mut Elements<T>, message: &Message<'_>| {
         for element in elements_of(message) {
             match read(element) {
                 Some(read) => found.known.push(read),

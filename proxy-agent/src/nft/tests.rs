@@ -1,5 +1,6 @@
 //! Against the running kernel, each test in a network namespace of its own.
 
+mod fields;
 mod many;
 mod packets;
 mod refusals;
@@ -375,13 +376,13 @@ fn another_layout_or_configuration_is_replaced_in_one_batch() {
             assert_eq!(table.observe().expect("observe"), objects);
             table.remove().expect("remove");
         }
-        // Somebody's table of the same name, and one that somebody changed.
+        // Somebody's table of the same name, and one whose chains somebody took to pieces.
         let mut table = with_scratch(default(family), Field::Secmark);
         committed(&mut table, &adding(&objects));
         for script in [
             "delete table ip proxy-agent; add table ip proxy-agent { comment \"layout 7 whatever\"; }",
-            "flush chain ip proxy-agent refuse",
-            "delete element ip proxy-agent classes { 0x70300000 }",
+            "delete chain ip proxy-agent nat-output; add chain ip proxy-agent nat-output { type nat hook output priority -90; }",
+            "delete chain ip proxy-agent filter-input; add chain ip proxy-agent filter-input",
         ] {
             if nft(&[script]).is_some() {
                 let version = if script.contains("layout 7") { 7 } else { 0 };
@@ -403,6 +404,7 @@ fn chains_that_are_damaged_or_out_of_reach_are_made_anew() {
         for (script, lost) in [
             ("flush chain ip proxy-agent pick-3", pick),
             ("delete element ip proxy-agent by-source-classes { 0x70000003 }", pick),
+            ("flush chain ip proxy-agent pick-3; add rule ip proxy-agent pick-3 counter drop", pick),
             ("delete element ip proxy-agent stick-classes { 0x70000002 }", Key::StickPick(Pool::Cluster, 2)),
         ] {
             if nft(&[script]).is_none() {
@@ -417,6 +419,65 @@ fn chains_that_are_damaged_or_out_of_reach_are_made_anew() {
             assert_eq!(table.observe().expect("observe"), objects);
         }
     });
+}
+
+#[test]
+fn a_chain_with_other_rules_is_filled_anew_and_the_rest_stays() {
+    in_namespace(|| {
+        for (family, word) in [(Family::V4, "ip"), (Family::V6, "ip6")] {
+            let mut table = open(family);
+            let objects = example(family);
+            committed(&mut table, &adding(&objects));
+            for (script, chain) in [
+                // As many rules as before.
+                ("flush chain TABLE refuse; add rule TABLE refuse meta l4proto tcp accept; add rule TABLE refuse reject", "refuse"),
+                ("flush chain TABLE no-backend; add rule TABLE no-backend counter accept", "no-backend"),
+                ("flush chain TABLE nat-output", "nat-output"),
+                ("insert rule TABLE filter-forward drop", "filter-forward"),
+                ("add chain TABLE filter-output { policy drop; }", "filter-output"),
+                ("delete chain TABLE sources-output", "sources-output"),
+                ("delete element TABLE classes { 0x70300000 }", "by-source"),
+            ] {
+                // A pin stays.
+                let pin = format!("add element {word} proxy-agent stick-pins {{ {} . 7 : 700 }}", ip(family, 10, 9));
+                if nft(&[&script.replace("TABLE", &format!("{word} proxy-agent"))]).is_none() || nft(&[&pin]).is_none() {
+                    return;
+                }
+                let observed = table.observe().expect("observe");
+                let damage: Vec<_> = observed.iter().filter(|(key, value)| objects.get(key) != Some(value)).collect();
+                assert_eq!(damage, [(&Key::Damage(chain), &Value::Present)], "{script}");
+                let mut plan = plan_of(&table, observed, &objects);
+                let steps = plan.due();
+                assert_eq!(steps, [Step::Delete(Key::Damage(chain), Value::Present)], "{script}");
+                committed(&mut table, &steps);
+                assert_eq!(table.observe().expect("observe"), objects, "{script}");
+                let pins = nft(&["list", "map", word, "proxy-agent", "stick-pins"]).unwrap_or_default();
+                assert!(pins.contains(&ip(family, 10, 9).to_string()), "{pins}");
+            }
+        }
+    });
+}
+
+#[test]
+fn every_chain_has_a_name_that_is_known() {
+    for family in Family::ALL {
+        let layout = Layout::new(default(family), Field::Secmark);
+        for chain in super::chains::base(&layout) {
+            assert!(super::chains::damage(&chain.name).is_some(), "{}", chain.name);
+        }
+    }
+    for masquerade in [Masquerade::Never, Masquerade::UnlessPod, Masquerade::Always] {
+        for pick in [Pick::Even(7), Pick::Sticky(10_800)] {
+            for (is_node_port, pool) in [(false, Pool::Cluster), (true, Pool::Local)] {
+                let target = Target { masquerade, is_node_port, pool, pick };
+                assert_eq!(Key::of_chain(&target.to_string()), Some(Key::Chain(target)));
+            }
+        }
+    }
+    assert_eq!(Key::of_chain("stick-pick-local-3"), Some(Key::StickPick(Pool::Local, 3)));
+    assert!(
+        ["", "mine", "pick-", "pick-03", "stick-pick-x", "unless-pod-masquerade-pick-1"].iter().all(|name| Key::of_chain(name).is_none())
+    );
 }
 
 #[test]

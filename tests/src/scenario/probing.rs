@@ -17,6 +17,8 @@ use crate::lab::{self, Connect, Counts, Lab, LabOptions, Peer, Proto, to_v4};
 
 /// Long for a lab on one machine; short enough to see soon that an untranslated address leads to nothing.
 const TIMEOUT_MS: u64 = 500;
+/// The same where an answer is expected: below the second after which a lost SYN is sent again, so that none goes unseen.
+const ANSWER_MS: u64 = 950;
 /// The same where kube-proxy is to answer or refuse: a SYN that comes while it replaces its rules may be lost, and is sent again after
 /// a second.
 const PATIENT_MS: u64 = 3_000;
@@ -39,7 +41,10 @@ impl Probing {
     /// A lab of two nodes.
     pub(super) fn new() -> Result<Self> {
         let sctp = lab::has_sockets(Proto::Sctp);
-        Ok(Self { lab: Lab::new(LabOptions::default())?, listening: RefCell::default(), added: RefCell::default(), sctp })
+        let lab = Lab::new(LabOptions::default())?;
+        // What is expected of new connections must not meet what has become of those before.
+        lab.forget_ended_soon()?;
+        Ok(Self { lab, listening: RefCell::default(), added: RefCell::default(), sctp })
     }
 
     /// The lab.
@@ -197,7 +202,7 @@ fn observe(lab: &Lab, added: &BTreeSet<IpAddr>, (source, expectation): Probe, ku
     let silent = matches!(wanted, Outcome::Untouched | Outcome::Dropped);
     let timeout = match (silent, kube_proxy) {
         (true, _) => TIMEOUT_MS,
-        (false, None) => TIMEOUT_MS * u64::from(lab::patience()?),
+        (false, None) => ANSWER_MS * u64::from(lab::patience()?),
         (false, Some(_)) => PATIENT_MS,
     };
     let probe = Connect::new(expectation.destination, proto).timeout_ms(timeout);

@@ -16,6 +16,7 @@ mod object;
 mod read;
 
 pub use object::{Class, Key, LOCAL_SLOTS, Pick, Target, Value, stick_pick};
+pub use read::around;
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -136,7 +137,7 @@ impl Lowering for Nft {
             Key::StickEndpoint(_) | Key::StickSlot(..) | Key::StickSize(..) => true,
             Key::Base | Key::PodCidr(_) | Key::NodeAddress(_) | Key::ServiceCidr(_) | Key::Hairpin(_) | Key::Endpoint(..) => false,
             Key::StickMember(..) | Key::Source(..) | Key::Restricted(_) => false,
-            Key::Service(_) | Key::Refused(_) | Key::Dropped(_) | Key::ClusterIp(_) => false,
+            Key::Service(_) | Key::Refused(_) | Key::Dropped(_) | Key::ClusterIp(_) | Key::Damage(_) => false,
         }
     }
 

@@ -16,13 +16,14 @@ mod stick;
 
 use std::ffi::CStr;
 
-use nftnl::{ChainType, Hook, Policy, ProtoFamily, Rule, Table};
-use proxy_core::lower::nft::{Pick, Target};
+use nftnl::{ChainType, Hook, Policy, ProtoFamily, Table};
+use proxy_core::lower::nft::{Key, Pick, Target};
 use proxy_core::model::Family;
 use proxy_core::route::{Masquerade, Pool};
 
 use super::expr::text_of;
-use super::layout::Layout;
+use super::layout::{Layout, TABLE};
+use super::rules::{self, Rule};
 use super::sys::{Expr, Writer};
 use super::wire::{Batch, nfta, text};
 
@@ -32,6 +33,40 @@ const AGAIN: &CStr = c"again: a lookup may miss an element that changes";
 
 /// The chain of what goes nowhere.
 pub(super) const NOWHERE: &str = "no-backend";
+
+/// All chains that are always there, or are with some configuration.
+const NAMES: [&str; 25] = [
+    "to-slot",
+    "node-to-slot",
+    "stick-identity",
+    "node-stick-identity",
+    "stick-to-id",
+    "node-stick-to-id",
+    "stick-any",
+    "stick-any-local",
+    NOWHERE,
+    "by-source",
+    "node-by-source",
+    "node-ports",
+    "nat-prerouting",
+    "nat-output",
+    "nat-postrouting",
+    "refuse",
+    "unserved-node-ports",
+    "unserved-input",
+    "unserved",
+    "sources-prerouting",
+    "sources-output",
+    "filter-input",
+    "filter-forward",
+    "filter-output",
+    "loopback-prerouting",
+];
+
+/// What stands for a chain whose rules are not what they must be; none if it is not one of ours.
+pub(super) fn damage(chain: &str) -> Option<Key> {
+    NAMES.iter().find(|name| **name == chain).map(|name| Key::Damage(name))
+}
 
 /// A chain as it must be.
 pub(super) struct Chain {
@@ -70,11 +105,11 @@ impl Chain {
         Self { name: name.into(), hook: None, rules: Vec::new() }
     }
 
-    fn at(name: &str, kind: ChainType, hook: Hook, priority: i32) -> Self {
+    pub(super) fn at(name: &str, kind: ChainType, hook: Hook, priority: i32) -> Self {
         Self { hook: Some((kind, hook, priority)), ..Self::new(name) }
     }
 
-    fn rule<const N: usize>(mut self, parts: [Vec<Expr>; N]) -> Self {
+    pub(super) fn rule<const N: usize>(mut self, parts: [Vec<Expr>; N]) -> Self {
         self.rules.push((None, parts.into_iter().flatten().collect()));
         self
     }
@@ -87,9 +122,18 @@ impl Chain {
         self
     }
 
-    /// How many rules it has.
-    pub(super) fn len(&self) -> usize {
-        self.rules.len()
+    /// Its rules as the kernel tells of them.
+    pub(super) fn rules(&self, layout: &Layout) -> Vec<Rule> {
+        let mut batch = Batch::begin(layout.protocol(), 0);
+        self.write(layout, &mut batch, TABLE);
+        rules::written(batch)
+    }
+
+    /// What it is, of which somebody who deletes it and makes it anew may make something else.
+    pub(super) fn hook(&self) -> Option<(&'static str, u32, i32)> {
+        let (kind, hook, priority) = self.hook?;
+        let kind = if matches!(kind, ChainType::Nat) { "nat" } else { "filter" };
+        Some((kind, hook as u32, priority))
     }
 
     /// Makes it, also if it is there already, complete or not.
@@ -110,7 +154,7 @@ impl Chain {
             text(out, nfta::RULE_CHAIN, &self.name);
         });
         for (comment, exprs) in &self.rules {
-            let mut rule = Rule::new(&chain);
+            let mut rule = nftnl::Rule::new(&chain);
             exprs.iter().for_each(|expr| rule.add_expr(expr));
             if let Some(comment) = comment
                 && let Err(reason) = rule.set_comment(comment)

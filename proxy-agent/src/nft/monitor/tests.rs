@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use proxy_core::ledger::Step;
-use proxy_core::route::Pool;
+use proxy_core::lower::nft::{Pick, Target};
+use proxy_core::route::{Masquerade, Pool};
 
 use super::super::tests::{adding, committed, example, in_namespace, nft, open};
 use super::super::{Dataplane, NftTable};
@@ -74,7 +75,18 @@ fn elements_are_known_one_by_one() {
             committed(&mut other, &steps(false).collect::<Vec<_>>());
             let told = table.disturbance().expect("additions").objects;
             assert_eq!(told, Some(elements.iter().map(|(key, value)| (*key, Some(value.clone()))).collect()));
-            // Of a chain it is not known.
+            // A chain that somebody else has filled is not believed to be there, one that is always there is damaged.
+            let other_rules = |chain: &str| {
+                let word = super::super::word(family);
+                nft(&[&format!("add rule {word} proxy-agent {chain} accept")])
+            };
+            if other_rules("nat-output").is_some() && other_rules("pick-3").is_some() {
+                let pick = Target { masquerade: Masquerade::Never, is_node_port: false, pool: Pool::Cluster, pick: Pick::Even(3) };
+                let told = table.disturbance().expect("rules").objects;
+                let wanted = [(Key::Chain(pick), None), (Key::Damage("nat-output"), Some(Value::Present))];
+                assert_eq!(told, Some(BTreeMap::from(wanted)));
+            }
+            // Of a chain that is made it is not known.
             committed(&mut other, &[Step::Add(Key::StickPick(Pool::Cluster, 77), Value::Present)]);
             assert_eq!(table.disturbance().expect("a chain").objects, None);
         }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::cidr::Cidr;
@@ -57,6 +58,8 @@ pub enum Key {
     Dropped(Frontend),
     /// Element of set `cluster-ips`: ports that nobody serves are refused.
     ClusterIp(IpAddr),
+    /// A chain that is always there and has other rules than it must: nobody wants that, and to delete it is to fill the chain anew.
+    Damage(&'static str),
 }
 
 /// What the object is.
@@ -149,17 +152,49 @@ impl fmt::Display for Class {
     }
 }
 
+impl FromStr for Target {
+    type Err = ();
+
+    /// The inverse of its display.
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let cut = |name, prefix| str::strip_prefix(name, prefix).map_or((false, name), |rest| (true, rest));
+        let (is_node_port, rest) = cut(name, "node-");
+        let (unless_pod, rest) = cut(rest, "unless-pod-");
+        let (always, rest) = cut(rest, "masquerade-");
+        let masquerade = match (unless_pod, always) {
+            (false, false) => Masquerade::Never,
+            (true, _) => Masquerade::UnlessPod,
+            (false, true) => Masquerade::Always,
+        };
+        let (is_sticky, rest) = cut(rest, "stick-");
+        let (is_local, number) = cut(if is_sticky { rest } else { rest.strip_prefix("pick-").ok_or(())? }, "local-");
+        let pick = if is_sticky { number.parse().map(Pick::Sticky) } else { number.parse().map(Pick::Even) };
+        let pool = if is_local { Pool::Local } else { Pool::Cluster };
+        let target = Target { masquerade, is_node_port, pool, pick: pick.map_err(drop)? };
+        // Whatever else a name is made of, it is not ours.
+        if target.to_string() == name { Ok(target) } else { Err(()) }
+    }
+}
+
 /// The name of the chain of a [`Key::StickPick`].
 pub fn stick_pick(pool: Pool, count: u16) -> String {
     if pool == Pool::Local { format!("stick-pick-local-{count}") } else { format!("stick-pick-{count}") }
 }
 
 impl Key {
+    /// The chain of this name, if it is one that comes and goes.
+    pub fn of_chain(name: &str) -> Option<Self> {
+        let Some(rest) = name.strip_prefix("stick-pick-") else { return name.parse().map(Key::Chain).ok() };
+        let (pool, count) = rest.strip_prefix("local-").map_or((Pool::Cluster, rest), |count| (Pool::Local, count));
+        let count = count.parse().ok()?;
+        (stick_pick(pool, count) == name).then_some(Key::StickPick(pool, count))
+    }
+
     /// The name of the set or map that it is an element of.
     pub fn set(&self) -> Option<&'static str> {
         let of_kind = |frontend: &Frontend, address, node| Some(if frontend.is_node_port() { node } else { address });
         match self {
-            Key::Base | Key::Chain(_) | Key::StickPick(..) => None,
+            Key::Base | Key::Chain(_) | Key::StickPick(..) | Key::Damage(_) => None,
             Key::PodCidr(_) => Some("pods"),
             Key::NodeAddress(_) => Some("node-addresses"),
             Key::ServiceCidr(_) => Some("service-cidrs"),
@@ -204,10 +239,11 @@ impl fmt::Display for Key {
             Key::Base => return f.write_str("base"),
             Key::Chain(target) => return write!(f, "{target}"),
             Key::StickPick(pool, count) => return f.write_str(&stick_pick(*pool, *count)),
+            Key::Damage(chain) => return f.write_str(chain),
             _ => write!(f, "{} {{ ", self.set().unwrap_or_default())?,
         }
         match self {
-            Key::Base | Key::Chain(_) | Key::StickPick(..) => Ok(()),
+            Key::Base | Key::Chain(_) | Key::StickPick(..) | Key::Damage(_) => Ok(()),
             Key::PodCidr(cidr) | Key::ServiceCidr(cidr) => write!(f, "{cidr}"),
             Key::NodeAddress(ip) | Key::ClusterIp(ip) => write!(f, "{ip}"),
             Key::Hairpin(ip) => write!(f, "{ip} . {ip}"),
