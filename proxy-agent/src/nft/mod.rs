@@ -15,6 +15,7 @@ mod expr;
 mod flaw;
 pub mod kube_proxy;
 mod layout;
+mod localnet;
 mod monitor;
 mod observe;
 mod rules;
@@ -110,6 +111,13 @@ impl Dataplane for NftTable {
         refused.with_context(|| format!("cannot write the table {}", name(self.layout.nft.family)))
     }
 
+    fn filled(&mut self) -> anyhow::Result<()> {
+        if self.layout.nft.loopback {
+            localnet::open();
+        }
+        Ok(())
+    }
+
     fn disturbance(&mut self) -> Option<DisturbanceOf<Nft>> {
         self.monitor.as_ref()?.take(self.layout.nft.family)
     }
@@ -136,6 +144,9 @@ fn any(family: Family) -> Layout {
 
 fn delete(family: Family, socket: &mut Socket) -> anyhow::Result<()> {
     let layout = any(family);
+    if observe::is_open_to_loopback(&layout, socket)? {
+        localnet::close();
+    }
     let first = socket.take_seq(1);
     let mut batch = Batch::begin(layout.protocol(), first);
     batch.message(libc::NFT_MSG_DELTABLE, 0, |out| text(out, nfta::TABLE_NAME, TABLE));

@@ -13,7 +13,7 @@ use proxy_core::model::{Family, Protocol};
 
 use super::object::NODE;
 use super::run::Probe;
-use super::{AddressChange, Choice, Host, KubeProxyMode, Observed, Outcome, Seen};
+use super::{AddressChange, Choice, Host, Observed, Outcome, Seen, Tested};
 use crate::lab::{Connect, Counts, Lab, LabOptions, Peer, Proto, to_v4};
 
 /// Long for a lab on one machine; short enough to see soon that an untranslated address leads to nothing.
@@ -74,9 +74,9 @@ impl Probing {
 
     /// What becomes of new connections or datagrams, for each of `probes`: as many as it takes to tell whether its expectation holds
     /// (on kube-proxy, where the proxy under test is that).
-    pub(super) fn observe(&self, probes: &[Probe], kube_proxy: Option<KubeProxyMode>) -> Result<Vec<Observed>> {
+    pub(super) fn observe(&self, probes: &[Probe], tested: Option<Tested>) -> Result<Vec<Observed>> {
         for (source, expectation) in probes.iter().filter(|(_, expectation)| self.can_send(expectation.protocol)) {
-            let outcomes = [&expectation.outcome, expectation.wanted(kube_proxy)];
+            let outcomes = [&expectation.outcome, expectation.wanted(tested)];
             let proto = proto(expectation.protocol);
             outcomes.into_iter().flat_map(Outcome::backends).try_for_each(|backend| self.listen(proto, *backend, *source))?;
             // A node that nobody translates for answers by itself: so a refusal there is the proxy's.
@@ -84,12 +84,12 @@ impl Probing {
         }
         let mut observed = vec![Observed::NotTried; probes.len()];
         for phase in Phase::ALL {
-            let of_phase = |probe: &Probe| self.can_send(probe.1.protocol) && Phase::of(probe.1.wanted(kube_proxy)) == phase;
+            let of_phase = |probe: &Probe| self.can_send(probe.1.protocol) && Phase::of(probe.1.wanted(tested)) == phase;
             let (places, probes): (Vec<usize>, Vec<Probe>) =
                 probes.iter().copied().enumerate().filter(|(_, probe)| of_phase(probe)).unzip();
             let seen = match phase {
-                Phase::Untouched | Phase::Dropped => self.silent(&probes, kube_proxy)?,
-                Phase::Answered | Phase::Pinned => self.at_once(&probes, kube_proxy)?,
+                Phase::Untouched | Phase::Dropped => self.silent(&probes, tested)?,
+                Phase::Answered | Phase::Pinned => self.at_once(&probes, tested)?,
             };
             places.into_iter().zip(seen).for_each(|(place, seen)| observed[place] = seen);
         }
@@ -104,10 +104,10 @@ impl Probing {
     }
 
     /// Carries out probes all at once.
-    fn at_once(&self, probes: &[Probe], kube_proxy: Option<KubeProxyMode>) -> Result<Vec<Observed>> {
+    fn at_once(&self, probes: &[Probe], tested: Option<Tested>) -> Result<Vec<Observed>> {
         let (lab, added) = (&self.lab, &*self.added.borrow());
         thread::scope(|scope| {
-            let threads: Vec<_> = probes.iter().map(|probe| scope.spawn(move || observe(lab, added, *probe, kube_proxy))).collect();
+            let threads: Vec<_> = probes.iter().map(|probe| scope.spawn(move || observe(lab, added, *probe, tested))).collect();
             let joined = threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("a probe panicked"))?);
             joined.collect()
         })
@@ -115,19 +115,19 @@ impl Probing {
 
     /// Carries out probes that nobody is to answer: all of them untouched, or all of them dropped. What is untouched is lost, and
     /// counted, where the lab ends; what is dropped is not.
-    fn silent(&self, probes: &[Probe], kube_proxy: Option<KubeProxyMode>) -> Result<Vec<Observed>> {
+    fn silent(&self, probes: &[Probe], tested: Option<Tested>) -> Result<Vec<Observed>> {
         let before = self.lab.lost()?;
-        let mut observed = self.at_once(probes, kube_proxy)?;
+        let mut observed = self.at_once(probes, tested)?;
         let lost: u64 = self.lab.lost()?.iter().sum::<u64>() - before.iter().sum::<u64>();
         let silent = [Observed::Untouched, Observed::Dropped];
         let leaves = |ip: IpAddr| leaves_lab(ip) && !self.added.borrow().contains(&ip);
         let leaving = |(probe, observed): &(&Probe, &Observed)| silent.contains(observed) && leaves(probe.1.destination.ip());
         let places: Vec<usize> = probes.iter().zip(&observed).enumerate().filter(|(_, one)| leaving(one)).map(|(place, _)| place).collect();
-        let all = |wanted: &Outcome| places.iter().all(|&place| probes[place].1.wanted(kube_proxy) == wanted);
+        let all = |wanted: &Outcome| places.iter().all(|&place| probes[place].1.wanted(tested) == wanted);
         let as_wanted = (all(&Outcome::Dropped) && lost == 0) || (all(&Outcome::Untouched) && lost >= places.len() as u64);
         if !as_wanted && probes.len() > 1 {
             // Which?
-            return probes.iter().map(|probe| self.silent(&[*probe], kube_proxy).map(|mut one| one.remove(0))).collect();
+            return probes.iter().map(|probe| self.silent(&[*probe], tested).map(|mut one| one.remove(0))).collect();
         }
         if !as_wanted {
             places.iter().for_each(|&place| observed[place] = if lost > 0 { Observed::Untouched } else { Observed::Dropped });
@@ -192,11 +192,11 @@ fn leaves_lab(ip: IpAddr) -> bool {
 }
 
 /// Carries out one probe. Where nobody answers it counts as what it was to be: untouched or dropped.
-fn observe(lab: &Lab, added: &BTreeSet<IpAddr>, (source, expectation): Probe, kube_proxy: Option<KubeProxyMode>) -> Result<Observed> {
+fn observe(lab: &Lab, added: &BTreeSet<IpAddr>, (source, expectation): Probe, tested: Option<Tested>) -> Result<Observed> {
     let (peer, proto) = (lab.find(source.name)?, proto(expectation.protocol));
-    let wanted = expectation.wanted(kube_proxy);
+    let wanted = expectation.wanted(tested);
     let silent = matches!(wanted, Outcome::Untouched | Outcome::Dropped);
-    let patient = kube_proxy.is_some() && !silent;
+    let patient = matches!(tested, Some(Tested::KubeProxy(_))) && !silent;
     let probe = Connect::new(expectation.destination, proto).timeout_ms(if patient { PATIENT_MS } else { TIMEOUT_MS });
     let count = match wanted {
         Outcome::Untouched | Outcome::Dropped => 1,
