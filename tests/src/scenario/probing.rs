@@ -206,7 +206,9 @@ fn observe(lab: &Lab, added: &BTreeSet<IpAddr>, (source, expectation): Probe, te
         Outcome::Pinned { .. } => PER_BACKEND,
     };
     let counts = if matches!(proto, Proto::Udp | Proto::Icmp) || silent {
-        from_own_ports(peer, &probe, count, expectation.source_address(source))
+        // A socket that is bound to a loopback address cannot send anywhere else in IPv6 (docs/datapath.md).
+        let own = Some(expectation.source_address(source)).filter(|ip| *ip != Family::V6.loopback());
+        from_own_ports(peer, &probe, count, own.unwrap_or(Family::V6.unspecified()))
     } else {
         peer.spray(probe, count)
     };
