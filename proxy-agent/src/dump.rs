@@ -7,10 +7,11 @@ use anyhow::{Context, ensure};
 use clap::ValueEnum;
 use proxy_core::model::Address;
 use proxy_core::route::{Pool, Treatment};
-use proxy_core::view::{FrontendView, PortView, ServiceView, To};
+use proxy_core::view::{AroundView, FrontendView, PortView, ServiceView, To};
 use serde::Serialize;
 
 use crate::cli::Mode;
+use crate::modes::Found;
 
 /// How it is shown.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -28,6 +29,8 @@ pub enum Output {
 struct Dataplane {
     mode: &'static str,
     services: Vec<ServiceView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    around: Option<AroundView>,
 }
 
 /// What was found, as text; `service` (`namespace/name`) picks one.
@@ -35,13 +38,17 @@ struct Dataplane {
 /// # Errors
 ///
 /// `service` is malformed.
-pub fn render(found: Vec<(Mode, Vec<ServiceView>)>, service: Option<&str>, output: Output) -> anyhow::Result<String> {
+pub fn render(found: Vec<Found>, service: Option<&str>, output: Output) -> anyhow::Result<String> {
     let wanted = service.map(|s| s.split_once('/').with_context(|| format!("--service {s:?}: write it as NAMESPACE/NAME"))).transpose()?;
     ensure!(!wanted.is_some_and(|(ns, name)| ns.is_empty() || name.is_empty()), "--service: write it as NAMESPACE/NAME");
     let keep = |view: &ServiceView| wanted.is_none_or(|(namespace, name)| view.namespace == namespace && view.service == name);
     let dataplanes: Vec<Dataplane> = found
         .into_iter()
-        .map(|(mode, views)| Dataplane { mode: mode_name(mode), services: views.into_iter().filter(|v| keep(v)).collect() })
+        .map(|Found { dataplane, services, around }| Dataplane {
+            mode: mode_name(dataplane),
+            services: services.into_iter().filter(|v| keep(v)).collect(),
+            around: around.filter(|_| wanted.is_none()),
+        })
         .collect();
     match output {
         Output::Table => Ok(table(&dataplanes)),
@@ -99,6 +106,13 @@ fn table(dataplanes: &[Dataplane]) -> String {
         }
         text.push_str(line.trim_end());
         text.push('\n');
+    }
+    for AroundView { node_port_addresses, pod_ranges, service_ranges } in dataplanes.iter().filter_map(|d| d.around.as_ref()) {
+        let addresses: Vec<String> = node_port_addresses.iter().map(ToString::to_string).collect();
+        for (what, list) in [("NodePorts on", &addresses), ("pods in", pod_ranges), ("ClusterIPs from", service_ranges)] {
+            let list = if list.is_empty() { "-".into() } else { list.join(" ") };
+            let _ = writeln!(text, "{what}: {list}");
+        }
     }
     text
 }

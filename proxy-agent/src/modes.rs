@@ -6,7 +6,7 @@ use proxy_core::lower::bpf::Bpf;
 use proxy_core::lower::nft::Nft;
 use proxy_core::model::Family;
 use proxy_core::settings::Settings;
-use proxy_core::view::ServiceView;
+use proxy_core::view::{AroundView, ServiceView};
 
 use crate::bpf::{BpfMaps, BpfOptions};
 use crate::cli::Mode;
@@ -35,28 +35,39 @@ pub fn programmers(mode: Mode, bpf: BpfOptions, settings: &Settings, alarm: &Ala
     Ok(programmers)
 }
 
+/// What one dataplane holds.
+pub struct Found {
+    /// Named after the mode that has it first.
+    pub dataplane: Mode,
+    /// Ports of Services.
+    pub services: Vec<ServiceView>,
+    /// What is there whatever the Services.
+    pub around: Option<AroundView>,
+}
+
 /// What the kernel holds, by dataplane: of those of the mode that was asked for, else of each that it holds anything of.
 ///
 /// # Errors
 ///
 /// What is there cannot be read.
-pub fn observe(asked: Option<Mode>, bpf: BpfOptions) -> anyhow::Result<Vec<(Mode, Vec<ServiceView>)>> {
+pub fn observe(asked: Option<Mode>, bpf: BpfOptions) -> anyhow::Result<Vec<Found>> {
     let mut found = Vec::new();
     if asked != Some(Mode::Nftables) {
         let objects = BpfMaps::open_pinned(bpf).and_then(|maps| maps.map(|mut maps| maps.observe()).transpose()).context("ebpf")?;
-        found.extend(objects.map(|objects| (Mode::Ebpf, Bpf::view(&objects))));
+        found.extend(objects.map(|objects| Found { dataplane: Mode::Ebpf, services: Bpf::view(&objects), around: None }));
     }
     let tables = Family::ALL.map(|family| nft::read(family).with_context(|| format!("nftables {family}")));
-    let mut views = Vec::new();
+    let (mut services, mut around) = (Vec::new(), AroundView::default());
     let mut there = false;
     for objects in tables {
         let objects = objects?;
         there |= !objects.is_empty();
-        views.extend(Nft::view(&objects));
+        services.extend(Nft::view(&objects));
+        around.extend(proxy_core::lower::nft::around(&objects));
     }
-    views.sort();
+    services.sort();
     if there {
-        found.push((Mode::Nftables, views));
+        found.push(Found { dataplane: Mode::Nftables, services, around: Some(around) });
     }
     Ok(found)
 }

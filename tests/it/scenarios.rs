@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 use std::{env, fs};
 
 use anyhow::Result;
@@ -11,9 +10,8 @@ use proxy_core::lower::nft::Nft;
 use proxy_core::model::Family;
 use proxy_tests::agent::Mode;
 use proxy_tests::lab;
-use proxy_tests::scenario::packets::{Bench, Packets};
 use proxy_tests::scenario::simulated::{Lowered, Model, Simulated};
-use proxy_tests::scenario::{self, Action, Config, Executor, Pins, Scenario};
+use proxy_tests::scenario::{self, Action, Config, Executor, Pins, Scenario, packets};
 
 #[test]
 fn model() {
@@ -77,20 +75,12 @@ fn carry_out<E: Executor>(executor: &str, new: impl Fn(&Config) -> Result<E>) {
     assert!(failures.is_empty(), "{executor}: {count} of {} scenarios failed\n\n{}", scenarios.len(), failures.join("\n\n"));
 }
 
-/// The scenarios of one family, one after the other in one lab; those that are dual-stack themselves go with IPv4.
+/// With real packets.
 fn packets(mode: Mode, family: Family) {
     if !lab::available() {
         return;
     }
-    let bench = Bench::new(mode).unwrap_or_else(|error| panic!("{error:?}"));
-    let mut failures = Vec::new();
-    for scenario in chosen().iter().filter(|scenario| scenario.family.unwrap_or(Family::V4) == family) {
-        let start = Instant::now();
-        if let Err(error) = Packets::new(&bench, &scenario.config).and_then(|mut packets| scenario::run(scenario, &mut packets)) {
-            failures.push(format!("{scenario}: {error:?}"));
-        }
-        println!("{scenario}: {:?}", start.elapsed());
-    }
+    let (_, failures) = packets::carry_out(mode, family, &chosen()).unwrap_or_else(|error| panic!("{error:?}"));
     assert!(failures.is_empty(), "{mode} {family}: {} scenarios failed\n\n{}", failures.len(), failures.join("\n\n"));
 }
 

@@ -44,14 +44,16 @@ use std::{env, fmt, fs};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MsFlags, mount};
+use nix::sys::socket::SockFlag;
 
-pub use crate::pod::{Answer, Connect, Counts, Failure, Mode, Outcome, Proto, Report, Target, Watch};
+pub use crate::pod::{Answer, Connect, Counts, Failure, Mode, Outcome, Proto, Report, Storm, Stormed, Target, Watch};
 pub use address::{to_mapped, to_v4, to_v6, to_v6_socket};
 pub use cgroup::Group;
-pub use peer::{Flowing, Held, Peer};
+pub use peer::{Flowing, Held, Peer, Raging};
 pub use program::Program;
-pub use wait::{Seen, wait};
+pub use wait::{Seen, patience, wait};
 
+use crate::probe::new_socket;
 use exec::Place;
 use network::Plan;
 
@@ -413,6 +415,11 @@ fn connected(peer: &Peer, neighbour: Ipv4Addr) -> Result<()> {
 /// Removes what labs of ended processes have left behind, and returns their names.
 pub fn clean() -> Result<Vec<String>> {
     owner::sweep()
+}
+
+/// Whether this kernel has sockets for a protocol. Asking loads the module that has them.
+pub fn has_sockets(proto: Proto) -> bool {
+    new_socket((Ipv4Addr::UNSPECIFIED, 0).into(), proto, SockFlag::empty()).is_ok()
 }
 
 /// Whether labs can be made here; the error says what is missing.

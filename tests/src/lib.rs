@@ -11,5 +11,7 @@ pub mod manifest;
 pub mod pod;
 mod probe;
 pub mod programs;
+mod random;
 pub mod scenario;
+pub mod soak;
 mod traffic;

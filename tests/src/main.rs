@@ -2,14 +2,18 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use anyhow::ensure;
 use clap::{Args, Parser, Subcommand};
+use proxy_core::model::Family;
 use proxy_tests::agent::Mode;
 use proxy_tests::bench::{self, Plan, Proxy};
 use proxy_tests::lab::{self, Lab, LabOptions};
 use proxy_tests::pod::worker;
-use proxy_tests::{controlplane, demo};
+use proxy_tests::scenario::{self, packets};
+use proxy_tests::{controlplane, demo, soak};
 
 #[derive(Parser)]
 #[command(name = "proxy-lab", about = "Network namespaces with two nodes, pods and a client", version)]
@@ -32,6 +36,20 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Carry out scenarios on the real agent with real packets, one after the other
+    Scenarios {
+        /// ebpf or nftables
+        #[arg(long, default_value = "ebpf")]
+        mode: Mode,
+        /// Carry them out in IPv6
+        #[arg(long)]
+        v6: bool,
+        /// The folder that they are in
+        #[arg(long, default_value_os_t = scenario::directory())]
+        directory: PathBuf,
+        /// Which; all if none is named
+        names: Vec<String>,
+    },
     /// Build the control plane of the end-to-end tests, where that has not been done
     Controlplane,
     /// Measure proxies in the lab, or make a report of what was measured
@@ -40,6 +58,18 @@ enum Command {
         report: Option<BenchCommand>,
         #[command(flatten)]
         args: BenchArgs,
+    },
+    /// Change Services at random under many new connections, on nftables; fails if one is refused, lost or sent to who is gone
+    Soak {
+        /// How long
+        #[arg(long, default_value_t = 10)]
+        minutes: u64,
+        /// New connections a second, as far as the machine can
+        #[arg(long, default_value_t = 10_000)]
+        rate: u64,
+        /// What the random choices are made from
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
     },
     /// Make a lab, show it, and remove it when standard input ends
     Up,
@@ -112,6 +142,7 @@ impl BenchArgs {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Demo { mode, agent, keep } => demo::run(mode, agent, keep),
+        Command::Scenarios { mode, v6, directory, names } => scenarios(mode, if v6 { Family::V6 } else { Family::V4 }, &directory, &names),
         Command::Controlplane => controlplane::binaries().map(drop),
         Command::Bench { report: Some(BenchCommand::Report { file }), .. } => bench::report(&file),
         Command::Bench { report: None, args } => {
@@ -119,6 +150,12 @@ fn main() -> anyhow::Result<()> {
             bench::run(args.plan(), &out)?;
             println!("{}", std::fs::read_to_string(out.join("benchmarks.md"))?);
             Ok(())
+        }
+        Command::Soak { minutes, rate, seed } => {
+            let limit = soak::Limit::Time(Duration::from_secs(60 * minutes));
+            let report = soak::run(&soak::Plan { rate, limit, seed })?;
+            println!("{report}");
+            report.verdict()
         }
         Command::Up => {
             let lab = Lab::new(LabOptions::default())?;
@@ -134,4 +171,17 @@ fn main() -> anyhow::Result<()> {
         }
         Command::Pod { name, address } => worker::run(&name, address),
     }
+}
+
+/// Carries scenarios out; an error that tells of all that failed.
+fn scenarios(mode: Mode, family: Family, directory: &Path, names: &[String]) -> anyhow::Result<()> {
+    let mut scenarios = scenario::load_from(directory)?;
+    let unknown: Vec<&String> = names.iter().filter(|name| !scenarios.iter().any(|scenario| scenario.name == **name)).collect();
+    ensure!(unknown.is_empty(), "{}: there is no scenario {unknown:?}", directory.display());
+    scenarios.retain(|scenario| names.is_empty() || names.contains(&scenario.name));
+    let (count, failures) = packets::carry_out(mode, family, &scenarios)?;
+    ensure!(failures.is_empty(), "{mode} {family}: {} of {count} scenarios failed\n\n{}", failures.len(), failures.join("\n\n"));
+    // What `cargo xtask vm` shows.
+    println!("summary: {mode} {family}: {count} scenarios");
+    Ok(())
 }

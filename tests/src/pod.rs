@@ -4,6 +4,7 @@
 //! own, so that a probe that waits for its timeout holds up no other.
 
 mod listener;
+mod storm;
 mod timing;
 pub mod worker;
 
@@ -13,6 +14,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+pub use storm::{Storm, Stormed};
 
 /// Transport protocol of a probe or listener.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -330,6 +333,12 @@ pub enum Ask {
     Start(Traffic),
     /// Ends them: [`Reply::Report`].
     Stop(u64),
+    /// Starts new connections at a rate: [`Reply::Started`].
+    StartStorm(Storm),
+    /// What has become of them so far: [`Reply::Stormed`].
+    Stormed(u64),
+    /// Ends them: [`Reply::Stormed`].
+    StopStorm(u64),
     /// Answers at this address until the process ends, by the four bytes of the address at which it was reached: [`Reply::Done`].
     AnswerAt(SocketAddr),
     /// Waits until answerers are reached: [`Reply::Seen`].
@@ -388,6 +397,8 @@ pub enum Reply {
     Started(u64),
     /// What became of it.
     Report(Report),
+    /// What has become of a storm.
+    Stormed(Stormed),
     /// When each target answered, in nanoseconds since 1970; none for one that did not.
     Seen(Vec<Option<u64>>),
     /// Whether it fell silent in time.
@@ -419,6 +430,7 @@ pub const FINGERPRINT: u64 = {
     hash = fold(hash, include_bytes!("pod.rs"));
     hash = fold(hash, include_bytes!("pod/worker.rs"));
     hash = fold(hash, include_bytes!("pod/listener.rs"));
+    hash = fold(hash, include_bytes!("pod/storm.rs"));
     hash = fold(hash, include_bytes!("pod/timing.rs"));
     hash = fold(hash, include_bytes!("probe.rs"));
     fold(hash, include_bytes!("traffic.rs"))

@@ -351,9 +351,13 @@ pub fn directory() -> PathBuf {
 
 /// All scenarios in all their families, by name. A file that cannot be read is an error that names its line.
 pub fn load() -> Result<Vec<Scenario>> {
-    let dir = directory();
+    load_from(&directory())
+}
+
+/// The same from a folder of one's own choice.
+pub fn load_from(dir: &Path) -> Result<Vec<Scenario>> {
     let mut paths = Vec::new();
-    for entry in fs::read_dir(&dir).with_context(|| format!("cannot read {}", dir.display()))? {
+    for entry in fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
         paths.push(entry?.path());
     }
     paths.sort();

@@ -6,6 +6,7 @@ mod lab;
 mod microbench;
 mod packages;
 mod run;
+mod soak;
 mod vm;
 
 use std::path::{Path, PathBuf};
@@ -32,9 +33,11 @@ enum Command {
     Microbench(microbench::Args),
     /// Install the system packages that building and testing need
     Packages,
+    /// Change Services at random under many new connections, on nftables: none may be refused, lost or sent to who is gone
+    Soak(soak::Args),
     /// Run all tests
     Test(lab::TestArgs),
-    /// Run the demo in virtual machines with the kernels of Debian's releases
+    /// Run the demo and scenarios in virtual machines with the kernels of Debian's releases
     Vm(vm::Args),
 }
 
@@ -45,6 +48,7 @@ fn main() -> Result<()> {
         Command::Demo(args) => lab::demo(&args),
         Command::Microbench(args) => microbench::run(&args),
         Command::Packages => lab::packages(),
+        Command::Soak(args) => soak::run(&args),
         Command::Test(args) => lab::test(&args),
         Command::Vm(args) => vm::run(&args),
     }

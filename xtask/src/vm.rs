@@ -1,5 +1,5 @@
-//! The demo on other kernels than this machine's, in virtual machines, so that no program is ever written that only the newest
-//! kernel takes.
+//! The demo and scenarios on other kernels than this machine's, in virtual machines, so that no program and no rule is ever written
+//! that only the newest kernel takes.
 
 mod apt;
 mod cpio;
@@ -26,24 +26,45 @@ const PACKAGES: [Package; 3] = [
     Package { name: "kmod", why: "loads the kernels' modules" },
 ];
 
-/// What is run where nothing else is asked for: every dataplane on the real lab.
-const COMMANDS: &str = "proxy-lab demo --mode ebpf\nproxy-lab demo --mode nftables\n";
+/// Scenarios that kernels may differ in: what chooses, remembers, refuses, drops, masquerades; ranges; SCTP. All would take an hour.
+const SCENARIOS: [&str; 13] = [
+    "affinity",
+    "affinity-endpoint-gone",
+    "affinity-restart",
+    "external-local",
+    "hairpin",
+    "masquerade",
+    "node-port-addresses",
+    "node-port-any-address",
+    "sctp",
+    "short-circuits",
+    "source-ranges",
+    "unallocated",
+    "unused-port",
+];
 
-/// How the demo's closing lines begin.
-const SUMMARY: &str = "demo: ";
+/// What is run where nothing else is asked for: every dataplane on the real lab. nftables comes first, on a kernel whose module for
+/// SCTP sockets nobody has loaded yet.
+fn commands() -> String {
+    let scenarios = format!("proxy-lab scenarios --directory /{} {}", initramfs::SCENARIOS, SCENARIOS.join(" "));
+    format!("proxy-lab demo --mode nftables\nproxy-lab demo --mode ebpf\n{scenarios} --mode nftables\n{scenarios} --mode ebpf --v6\n")
+}
+
+/// How the closing lines of demo and scenarios begin.
+const SUMMARY: &str = "summary: ";
 
 /// Every kernel.
 const ALL: &str = "all";
 
-/// How long a machine may take. Emulation takes about a minute.
-const LIMIT: Duration = Duration::from_secs(10 * 60);
+/// How long a machine may take. Emulation takes some minutes.
+const LIMIT: Duration = Duration::from_secs(20 * 60);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The kernel: a series, or all
     #[arg(long, default_value = ALL, value_parser = names())]
     kernel: String,
-    /// What to run instead of the demo, in a shell, with its output shown
+    /// What to run instead of demo and scenarios, in a shell, with its output shown
     #[arg(last = true)]
     command: Vec<String>,
 }
@@ -84,7 +105,7 @@ fn one(args: &Args, programs: &Programs, kernel: &Kernel, folder: &Path) -> Resu
     let start = Instant::now();
     let series = kernel.series.name;
     let (packed, log) = (folder.join(format!("{series}.initramfs")), folder.join(format!("{series}.log")));
-    let commands = if args.command.is_empty() { COMMANDS.to_owned() } else { args.command.join(" ") };
+    let commands = if args.command.is_empty() { commands() } else { args.command.join(" ") };
     fs::write(&packed, initramfs::pack(programs, &kernel.modules(), &commands)?).with_context(|| packed.display().to_string())?;
     let echo = (!args.command.is_empty()).then_some(series);
     let booted = machine::boot(&kernel.image(), &packed, &log, echo, LIMIT);
@@ -93,7 +114,7 @@ fn one(args: &Args, programs: &Programs, kernel: &Kernel, folder: &Path) -> Resu
     Ok(())
 }
 
-/// What the demos said at their end.
+/// What demos and scenarios said at their end.
 fn summary(console: &str) -> String {
     console.lines().filter_map(|line| line.strip_prefix(SUMMARY)).map(|line| format!("{line}; ")).collect()
 }
@@ -103,8 +124,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_scenarios_are_there() {
+        let file = |name: &&str| crate::workspace().join("tests/scenarios").join(format!("{name}.txt"));
+        let missing: Vec<&&str> = SCENARIOS.iter().filter(|name| !file(name).is_file()).collect();
+        assert!(missing.is_empty(), "{missing:?}");
+    }
+
+    #[test]
     fn the_closing_lines_are_found() {
-        assert_eq!(summary("x\ndemo: a, 1\nnot demo: b\ndemo: c, 2\n"), "a, 1; c, 2; ");
+        assert_eq!(summary("x\nsummary: a, 1\nnot summary: b\nsummary: c, 2\n"), "a, 1; c, 2; ");
         assert_eq!(summary(""), "");
     }
 }

@@ -90,6 +90,27 @@ impl FrontendView {
     }
 }
 
+/// What a dataplane holds whatever the Services. Sorted.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AroundView {
+    /// Addresses on which NodePorts are served; none also where that is whatever address the host has.
+    pub node_port_addresses: Vec<IpAddr>,
+    /// Ranges of pods.
+    pub pod_ranges: Vec<String>,
+    /// Ranges of ClusterIPs.
+    pub service_ranges: Vec<String>,
+}
+
+impl AroundView {
+    /// Adds what another table holds.
+    pub fn extend(&mut self, other: Self) {
+        self.node_port_addresses.extend(other.node_port_addresses);
+        self.pod_ranges.extend(other.pod_ranges);
+        self.service_ranges.extend(other.service_ranges);
+    }
+}
+
 /// Collects what is known of each Service port and family.
 #[derive(Default)]
 pub(crate) struct Views(BTreeMap<(ServicePortName, bool), PortView>);

@@ -152,7 +152,7 @@ impl Shape {
             // What hangs on nothing is made anew by itself.
             (Some(_), None) => false,
             (Some((kind, hook, priority)), Some(found)) => {
-                !found.hook.as_ref().is_some_and(|(k, h, p)| (k.as_str(), *h, *p) == (kind, hook, priority))
+                found.hook.as_ref().is_none_or(|(k, h, p)| (k.as_str(), *h, *p) != (kind, hook, priority))
             }
         };
         chains::base(layout).into_iter().find(is_lost).map(|chain| chain.name)

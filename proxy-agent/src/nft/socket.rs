@@ -287,7 +287,9 @@ impl Failure {
         let advice = match self.errno {
             Errno::EPERM | Errno::EACCES => ": CAP_NET_ADMIN in the network namespace's owner is needed",
             Errno::ENOMEM => ": the node, or the container's memory limit, is out of memory",
-            Errno::EOPNOTSUPP => ": the kernel lacks an nf_tables feature (CONFIG_NFT_NAT, NFT_NUMGEN, NFT_REJECT, NFT_CT)",
+            Errno::EOPNOTSUPP => {
+                ": the kernel lacks an nf_tables feature (CONFIG_NFT_NAT, NFT_MASQ, NFT_NUMGEN, NFT_REJECT, NFT_CT, NFT_FIB_IPV4, NFT_FIB_IPV6)"
+            }
             _ => "",
         };
         let name = io::Error::from(self.errno);

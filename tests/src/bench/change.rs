@@ -29,13 +29,21 @@ pub(super) fn series(rig: &mut Rig, running: &Running, kind: Kind, pause_us: u64
     let mut each = Vec::new();
     let mut series = Series::new(kind);
     for _ in 0..rig.plan.changes {
-        if kind == Kind::Service && !take_away(rig)? {
+        let taken_away = match kind {
+            // It is another proxy's, or only for endpoints of the node, of which it has none.
+            Kind::Service => Some(format!("proxy-name {PROBE} other")),
+            Kind::Policy => Some(format!("internal-policy {PROBE} Local")),
+            Kind::EndpointSlice | Kind::Port => None,
+        };
+        if let Some(line) = &taken_away
+            && !take_away(rig, line)?
+        {
             series.gave_up = true;
             break;
         }
         let before = running.commits(&rig.lab)?;
         let (written, effect) = apply(rig, kind, pause_us)?;
-        series.writes += if kind == Kind::Service { 2 } else { 1 };
+        series.writes += if taken_away.is_some() { 2 } else { 1 };
         series.write.push(micros(written.done.saturating_sub(written.started)));
         series.seen.push(micros(written.seen.saturating_sub(written.started)));
         let Some(effect) = effect else {
@@ -52,9 +60,9 @@ pub(super) fn series(rig: &mut Rig, running: &Running, kind: Kind, pause_us: u64
     Ok(series)
 }
 
-/// Makes the Service another proxy's and waits until it is no longer served; whether that was within the limit.
-fn take_away(rig: &mut Rig) -> Result<bool> {
-    rig.writer.write(&format!("proxy-name {PROBE} other"))?;
+/// Writes what takes the Service away and waits until it is no longer served; whether that was within the limit.
+fn take_away(rig: &mut Rig, line: &str) -> Result<bool> {
+    rig.writer.write(line)?;
     let gone = rig.lab.pod("a1").gone(rig.vip(), rig.plan.change_limit * 1000)?;
     rig.pause();
     Ok(gone)
@@ -72,6 +80,7 @@ fn apply(rig: &mut Rig, kind: Kind, pause_us: u64) -> Result<(Written, Option<u6
             rig.port_turn += 1;
             format!("port {PROBE} {}", port(rig.port_turn))
         }
+        Kind::Policy => format!("internal-policy {PROBE} Cluster"),
     };
     let target = Target { dst: SocketAddr::new(rig.probe, port(rig.port_turn)), server: Some(endpoint(rig.endpoint_turn)) };
     let order = Watch { targets: vec![target], pause_us, limit_ms: rig.plan.change_limit * 1000 };

@@ -13,10 +13,11 @@ use super::svg;
 const RIVAL: Proxy = Proxy::KubeProxyNftables;
 
 /// The rows of each table.
-const ROWS: [(&str, Metric); 26] = [
+const ROWS: [(&str, Metric); 35] = [
     ("start to first working Service", Metric::First),
     ("start to last working Service", Metric::Last),
     ("CPU from start to then", Metric::StartCpu),
+    ("of that all commits", Metric::StartCommit),
     ("EndpointSlice to effect, p50", Metric::Latency(Kind::EndpointSlice, 50.0)),
     ("EndpointSlice to effect, p90", Metric::Latency(Kind::EndpointSlice, 90.0)),
     ("EndpointSlice to effect, p99", Metric::Latency(Kind::EndpointSlice, 99.0)),
@@ -35,6 +36,14 @@ const ROWS: [(&str, Metric); 26] = [
     ("port to effect, p90", Metric::Latency(Kind::Port, 90.0)),
     ("port to effect, p99", Metric::Latency(Kind::Port, 99.0)),
     ("CPU for a port change", Metric::Cpu(Kind::Port)),
+    ("policy to effect, p50", Metric::Latency(Kind::Policy, 50.0)),
+    ("policy to effect, p90", Metric::Latency(Kind::Policy, 90.0)),
+    ("policy to effect, p99", Metric::Latency(Kind::Policy, 99.0)),
+    ("CPU for a policy change", Metric::Cpu(Kind::Policy)),
+    ("commit of a Service, p50", Metric::CommitOf(Kind::Service, 50.0)),
+    ("commit of a Service, p99", Metric::CommitOf(Kind::Service, 99.0)),
+    ("commit of a policy, p50", Metric::CommitOf(Kind::Policy, 50.0)),
+    ("commit of a policy, p99", Metric::CommitOf(Kind::Policy, 99.0)),
     ("peak memory", Metric::Memory),
     ("connect through the virtual IP, p50", Metric::Connect(50.0)),
     ("connect through the virtual IP, p99", Metric::Connect(99.0)),
@@ -127,7 +136,8 @@ fn method(results: &Results) -> String {
            as that, and not asked for more, at larger sizes either.\n\
          - **Change to effect**: from just before the write to the API server until the first connection that shows it, so the write is \
            within it. {changes} changes of each kind in a round, of one Service among the others: its only endpoint is replaced; it \
-           becomes this proxy's by its `service-proxy-name` label; its port becomes another. One change comes before and does not count. \
+           becomes this proxy's by its `service-proxy-name` label; its port becomes another; \
+           its internal traffic policy, which leaves it none of its endpoints, becomes Cluster. One change comes before and does not count. \
            The write goes on until the API server answers it, but its watches see it earlier: a bare watch of that one Service, in the \
            process that writes, tells when a proxy could know of it at the earliest. New connections are tried every {pause} us, or every hundredth of the time that has passed if that is longer: \
            the resolution.\n\

@@ -13,6 +13,8 @@ pub(super) enum Metric {
     Last,
     /// CPU seconds until then, children included.
     StartCpu,
+    /// Microseconds of writing everything to the kernel at the start, median.
+    StartCommit,
     /// Microseconds from a write to its effect, this percentile of all rounds' changes.
     Latency(Kind, f64),
     /// Microseconds of the API server's write alone, median.
@@ -23,6 +25,8 @@ pub(super) enum Metric {
     Beyond(Kind, f64),
     /// Microseconds of writing one endpoint's change to the kernel.
     Commit,
+    /// Microseconds of writing a change of this kind to the kernel, this percentile, while connections are tried all the time.
+    CommitOf(Kind, f64),
     /// CPU microseconds for a change, children included.
     Cpu(Kind),
     /// CPU microseconds that the probes themselves take for a change.
@@ -48,11 +52,13 @@ impl Metric {
             Metric::First => median(&starts().map(|start| start.first).collect::<Option<Vec<_>>>()?),
             Metric::Last => median(&starts().map(|start| start.last).collect::<Option<Vec<_>>>()?),
             Metric::StartCpu => median(&starts().map(|start| start.last.map(|_| start.cpu)).collect::<Option<Vec<_>>>()?),
+            Metric::StartCommit => median(&starts().filter_map(|start| start.last.and(start.commit)).collect::<Vec<_>>()),
             Metric::Latency(kind, percent) => percentile(&merge(all(kind), |series| series.latency.clone()), percent),
             Metric::Write(kind) => median(&merge(all(kind), |series| series.write.clone())),
             Metric::Seen(kind) => median(&merge(all(kind), |series| series.seen.clone())),
             Metric::Beyond(kind, percent) => percentile(&merge(all(kind), Series::beyond), percent),
             Metric::Commit => commit(runs.iter().filter_map(|run| run.alone.as_ref()?.commit.as_ref())),
+            Metric::CommitOf(kind, percent) => percentile(&merge(all(kind), each_commit), percent),
             Metric::Cpu(kind) => per_write(all(kind), |series| series.cpu),
             Metric::Probing(kind) => per_write(all(kind), |series| series.probing),
             Metric::Memory => max(&runs.iter().filter_map(|run| run.peak_memory).map(|bytes| bytes as f64).collect::<Vec<_>>()),
@@ -76,6 +82,14 @@ impl Metric {
 
 fn merge<'a>(series: impl Iterator<Item = &'a Series>, values: impl Fn(&Series) -> Vec<f64>) -> Vec<f64> {
     series.flat_map(values).collect()
+}
+
+/// Those that were timed one by one.
+fn each_commit(series: &Series) -> Vec<f64> {
+    match &series.commit {
+        Some(Commit::Each(micros)) => micros.clone(),
+        _ => Vec::new(),
+    }
 }
 
 /// Seconds over all writes as microseconds of one.

@@ -5,6 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+use crate::random::random;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
@@ -220,15 +221,6 @@ pub(super) fn sample(services: usize, seed: u64) -> Vec<usize> {
         chosen.insert(usize::try_from(random(&mut state)).unwrap_or_default() % services, ());
     }
     chosen.into_keys().collect()
-}
-
-/// The next number of a sequence that the same seed always gives (SplitMix64).
-pub(super) fn random(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]

@@ -91,6 +91,11 @@ impl Running {
         self.program.log().get(*length..)?.lines().find_map(committed)
     }
 
+    /// Microseconds of all commits so far together; none for others.
+    pub(super) fn committed_in_all(&self) -> Option<f64> {
+        self.proxy.ours().map(|_| self.program.log().lines().filter_map(committed).sum())
+    }
+
     /// The commits since: those that were collected one by one, or kube-proxy's mean.
     pub(super) fn commit_since(&self, lab: &Lab, before: &Said, each: Vec<f64>) -> Result<Option<Commit>> {
         Ok(match before {

@@ -80,6 +80,8 @@ pub struct Start {
     pub cpu: f64,
     /// The CPU time of the probes meanwhile, at both ends, in seconds.
     pub probing: f64,
+    /// How long all commits until then took together, in microseconds, where the proxy says it.
+    pub commit: Option<f64>,
 }
 
 /// What is changed.
@@ -92,11 +94,13 @@ pub enum Kind {
     Service,
     /// The port of a Service becomes another.
     Port,
+    /// The internal traffic policy of a Service without endpoints on the node becomes Cluster.
+    Policy,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 3] = [Kind::EndpointSlice, Kind::Service, Kind::Port];
+    pub const ALL: [Kind; 4] = [Kind::EndpointSlice, Kind::Service, Kind::Port, Kind::Policy];
 }
 
 /// Changes of one kind, one after the other.

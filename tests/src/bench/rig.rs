@@ -10,11 +10,12 @@ use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use serde::Deserialize;
 
-use super::plan::{Plan, random, sample};
+use super::plan::{Plan, sample};
 use super::state::{self, READY};
 use crate::child::{die_with_parent, spawn_from_lasting_thread};
 use crate::controlplane::{ControlPlane, Options};
 use crate::lab::{Lab, LabOptions, PodSpec};
+use crate::random::random;
 
 /// The node under test.
 pub(super) const NODE: &str = "node1";

@@ -72,8 +72,9 @@ fn start(rig: &Rig, proxy: Proxy) -> Result<(Running, Start)> {
     let cpu = running.cpu()?.as_secs_f64();
     let probing = rig.probing()?.saturating_sub(probing).as_secs_f64();
     let seconds: Vec<Option<f64>> = seen?.into_iter().map(|ns| Some(ns?.saturating_sub(before) as f64 / 1e9)).collect();
+    let commit = running.committed_in_all();
     let last = seconds.iter().copied().collect::<Option<Vec<f64>>>().map(|all| all.into_iter().fold(0.0, f64::max));
-    Ok((running, Start { first: seconds.first().copied().flatten(), last, sample: seconds.len(), cpu, probing }))
+    Ok((running, Start { first: seconds.first().copied().flatten(), last, sample: seconds.len(), cpu, probing, commit }))
 }
 
 /// Connects to an endpoint directly and to another destination, in turn.

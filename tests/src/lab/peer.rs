@@ -16,7 +16,8 @@ use super::address::to_v6;
 use super::cgroup::Group;
 use super::exec::Place;
 use crate::pod::{
-    Ask, Connect, Counts, FINGERPRINT, Hello, Listen, Outcome, Proto, Reply, Report, Request, Response, Spray, Traffic, Watch,
+    Ask, Connect, Counts, FINGERPRINT, Hello, Listen, Outcome, Proto, Reply, Report, Request, Response, Spray, Storm, Stormed, Traffic,
+    Watch,
 };
 
 /// Something that takes part in traffic.
@@ -119,6 +120,14 @@ impl Peer {
         let pause_us = u64::try_from(pause.as_micros())?;
         match self.wire.ask(Ask::Start(Traffic { probe, pause_us }))? {
             Reply::Started(id) => Ok(Flowing { wire: Arc::clone(&self.wire), id, stopped: false }),
+            other => self.wire.unexpected(&other),
+        }
+    }
+
+    /// Starts new connections to answerers, at a rate.
+    pub fn storm(&self, storm: Storm) -> Result<Raging> {
+        match self.wire.ask(Ask::StartStorm(storm))? {
+            Reply::Started(id) => Ok(Raging { wire: Arc::clone(&self.wire), id }),
             other => self.wire.unexpected(&other),
         }
     }
@@ -256,6 +265,31 @@ impl Drop for Flowing {
         if !self.stopped {
             // Fails if the process is gone, and the loop with it.
             let _ = self.wire.ask(Ask::Stop(self.id));
+        }
+    }
+}
+
+/// New connections at a rate. They end with the process at the latest.
+pub struct Raging {
+    wire: Arc<Wire>,
+    id: u64,
+}
+
+impl Raging {
+    /// What has become of them so far.
+    pub fn seen(&self) -> Result<Stormed> {
+        self.ask(Ask::Stormed(self.id))
+    }
+
+    /// Ends them.
+    pub fn stop(self) -> Result<Stormed> {
+        self.ask(Ask::StopStorm(self.id))
+    }
+
+    fn ask(&self, ask: Ask) -> Result<Stormed> {
+        match self.wire.ask(ask)? {
+            Reply::Stormed(stormed) => Ok(stormed),
+            other => self.wire.unexpected(&other),
         }
     }
 }

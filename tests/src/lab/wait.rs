@@ -54,7 +54,8 @@ pub fn wait<T, S: Into<Seen<T>>>(deadline: Duration, what: &str, mut observe: im
     }
 }
 
-fn patience() -> Result<u32> {
+/// How many times as long as elsewhere all is to be waited for on this machine.
+pub fn patience() -> Result<u32> {
     let Some(factor) = env::var_os(PATIENCE) else { return Ok(1) };
     let number = factor.to_str().and_then(|text| text.parse().ok());
     number.with_context(|| format!("{PATIENCE}={}: a whole number is wanted", factor.display()))

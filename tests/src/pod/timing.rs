@@ -75,7 +75,7 @@ impl Attempt {
 }
 
 /// A TCP socket whose connection is reset when it is closed: no port is left in TIME_WAIT.
-fn open(dst: SocketAddr, flags: SockFlag) -> io::Result<TcpStream> {
+pub(super) fn open(dst: SocketAddr, flags: SockFlag) -> io::Result<TcpStream> {
     let fd = new_socket(dst, Proto::Tcp, flags)?;
     socket::setsockopt(&fd, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 })?;
     Ok(fd.into())
@@ -180,7 +180,7 @@ fn connect_time(dst: SocketAddr) -> io::Result<u64> {
 }
 
 /// Nanoseconds since 1970, by the clock that all processes of a benchmark share.
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }

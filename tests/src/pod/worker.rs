@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::listener::{Accepted, Listener};
+use super::storm::Raging;
 use super::{Ask, Connect, FINGERPRINT, Hello, Listen, Proto, Reply, Request, Response, timing};
 use crate::probe::{Session, probe};
 use crate::traffic::{Running, spray};
@@ -48,6 +49,7 @@ struct Worker {
     listeners: Mutex<BTreeMap<(Proto, SocketAddr), Listener>>,
     sessions: Mutex<BTreeMap<u64, Arc<Mutex<Session>>>>,
     running: Mutex<BTreeMap<u64, Running>>,
+    storms: Mutex<BTreeMap<u64, Raging>>,
     next: AtomicU64,
 }
 
@@ -80,6 +82,16 @@ impl Worker {
             Ask::Stop(id) => {
                 let running = lock(&self.running).remove(&id).with_context(|| format!("no traffic {id}"))?;
                 Reply::Report(running.stop()?)
+            }
+            Ask::StartStorm(storm) => {
+                let id = self.next.fetch_add(1, Ordering::Relaxed);
+                lock(&self.storms).insert(id, Raging::start(&storm));
+                Reply::Started(id)
+            }
+            Ask::Stormed(id) => Reply::Stormed(lock(&self.storms).get(&id).with_context(|| format!("no storm {id}"))?.seen()),
+            Ask::StopStorm(id) => {
+                let raging = lock(&self.storms).remove(&id).with_context(|| format!("no storm {id}"))?;
+                Reply::Stormed(raging.stop()?)
             }
             Ask::AnswerAt(address) => timing::answer_at(address).map(|()| Reply::Done)?,
             Ask::Watch(order) => Reply::Seen(timing::watch(&order)),

@@ -225,16 +225,37 @@ const fn nowhere(id: &'static str, why: &'static str) -> Elsewhere {
 pub const ELSEWHERE: &[Elsewhere] = &[
     nowhere("SVC-11", "health checks of Services are a server's answers, not what becomes of a Service's packets: to come with area HC"),
     nowhere("SVC-13", "a feature gate of kube-proxy that is on by default; there is no such switch here"),
-    nowhere("ERR-04", "a scenario opens new connections only"),
-    nowhere("NAT-07", "how a source port is chosen shows in no connection"),
-    nowhere("NAT-08", "a mark is not seen outside of the node"),
+    Elsewhere {
+        id: "ERR-04",
+        test: Some("tests/it/load.rs what_changes_is_for_new_connections_only"),
+        why: "a scenario opens new connections only",
+    },
+    Elsewhere {
+        id: "NAT-07",
+        test: Some("tests/it/others.rs masqueraded_connections_have_random_ports_and_the_address_they_leave_by"),
+        why: "how a source port is chosen shows in many connections only",
+    },
+    Elsewhere {
+        id: "NAT-08",
+        test: Some("tests/it/others.rs the_decision_to_masquerade_is_one_bit_of_the_mark_and_gone_when_the_packet_leaves"),
+        why: "a mark is not seen outside of the node",
+    },
     nowhere("NAT-09", "rules of kube-proxy's iptables mode; in its nftables mode and here the host's firewall decides what it forwards"),
-    nowhere("NAT-10", "where the rules are hooked in shows beside other programs' rules only"),
-    nowhere("NAT-12", "a rule of kube-proxy's iptables mode; no connection that is opened in good order is INVALID"),
-    nowhere(
-        "NP-08",
-        "kube-proxy's iptables mode opens 127.0.0.0/8 to its neighbours by route_localnet and closes it again; that is not set here",
-    ),
+    Elsewhere {
+        id: "NAT-10",
+        test: Some("tests/it/others.rs rules_of_others_see_virtual_addresses_before_and_backends_after"),
+        why: "where the rules are hooked in shows beside other programs' rules only",
+    },
+    Elsewhere {
+        id: "NAT-12",
+        test: Some("tests/it/others.rs invalid_packets_are_dropped_if_they_come_from_an_endpoint_and_only_then"),
+        why: "no connection that is opened in good order is INVALID",
+    },
+    Elsewhere {
+        id: "NP-08",
+        test: Some("tests/it/loopback.rs what_listens_for_the_node_alone_is_not_reached_from_elsewhere"),
+        why: "a neighbour has to send what no host sends by itself",
+    },
     nowhere("NP-10", "an alpha feature of kube-proxy that is off by default"),
     nowhere("NP-11", "an alpha feature of kube-proxy that is off by default"),
     nowhere("NP-12", "an alpha feature of kube-proxy that is off by default"),

@@ -4,17 +4,17 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use proxy_core::model::ObjectName;
+use proxy_core::model::{Family, ObjectName};
 use tempfile::TempDir;
 
 use super::object::NODE;
 use super::probing::Probing;
 use super::run::Probe;
 use super::simulated::Model;
-use super::{AddressChange, Config, Executor, Manifest, ObjectKind, Observed, Seen, Tested, object};
+use super::{AddressChange, Config, Executor, Manifest, ObjectKind, Observed, Scenario, Seen, Tested, object};
 use crate::agent::{Agent, DEADLINE, Mode, Source};
 use crate::manifest::save;
 
@@ -29,6 +29,21 @@ impl Bench {
     pub fn new(mode: Mode) -> Result<Self> {
         Ok(Self { probing: Probing::new()?, mode })
     }
+}
+
+/// Carries out the scenarios of one family, one after the other in one lab; those that are dual-stack themselves go with IPv4.
+/// How many there were, and what failed.
+pub fn carry_out(mode: Mode, family: Family, scenarios: &[Scenario]) -> Result<(usize, Vec<String>)> {
+    let bench = Bench::new(mode)?;
+    let (mut count, mut failures) = (0, Vec::new());
+    for scenario in scenarios.iter().filter(|scenario| scenario.family.unwrap_or(Family::V4) == family) {
+        let start = Instant::now();
+        let result = Packets::new(&bench, &scenario.config).and_then(|mut packets| super::run(scenario, &mut packets));
+        println!("{scenario}: {:?}{}", start.elapsed(), if result.is_err() { " FAILED" } else { "" });
+        failures.extend(result.err().map(|error| format!("{scenario}: {error:?}")));
+        count += 1;
+    }
+    Ok((count, failures))
 }
 
 /// An agent with a folder of manifests of its own. When dropped, nothing of it is left in the lab.

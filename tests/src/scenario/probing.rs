@@ -8,16 +8,17 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow};
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use proxy_core::model::{Family, Protocol};
 
 use super::object::NODE;
 use super::run::Probe;
 use super::{AddressChange, Choice, Host, Observed, Outcome, Seen, Tested};
-use crate::lab::{Connect, Counts, Lab, LabOptions, Peer, Proto, to_v4};
+use crate::lab::{self, Connect, Counts, Lab, LabOptions, Peer, Proto, to_v4};
 
 /// Long for a lab on one machine; short enough to see soon that an untranslated address leads to nothing.
 const TIMEOUT_MS: u64 = 500;
+/// The same where an answer is expected: below the second after which a lost SYN is sent again, so that none goes unseen.
+const ANSWER_MS: u64 = 950;
 /// The same where kube-proxy is to answer or refuse: a SYN that comes while it replaces its rules may be lost, and is sent again after
 /// a second.
 const PATIENT_MS: u64 = 3_000;
@@ -39,7 +40,7 @@ pub(super) struct Probing {
 impl Probing {
     /// A lab of two nodes.
     pub(super) fn new() -> Result<Self> {
-        let sctp = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, SockProtocol::Sctp).is_ok();
+        let sctp = lab::has_sockets(Proto::Sctp);
         Ok(Self { lab: Lab::new(LabOptions::default())?, listening: RefCell::default(), added: RefCell::default(), sctp })
     }
 
@@ -196,8 +197,12 @@ fn observe(lab: &Lab, added: &BTreeSet<IpAddr>, (source, expectation): Probe, te
     let (peer, proto) = (lab.find(source.name)?, proto(expectation.protocol));
     let wanted = expectation.wanted(tested);
     let silent = matches!(wanted, Outcome::Untouched | Outcome::Dropped);
-    let patient = matches!(tested, Some(Tested::KubeProxy(_))) && !silent;
-    let probe = Connect::new(expectation.destination, proto).timeout_ms(if patient { PATIENT_MS } else { TIMEOUT_MS });
+    let timeout = match (silent, tested) {
+        (true, _) => TIMEOUT_MS,
+        (false, Some(Tested::KubeProxy(_))) => PATIENT_MS,
+        (false, _) => ANSWER_MS * u64::from(lab::patience()?),
+    };
+    let probe = Connect::new(expectation.destination, proto).timeout_ms(timeout);
     let count = match wanted {
         Outcome::Untouched | Outcome::Dropped => 1,
         Outcome::Refused => 3,

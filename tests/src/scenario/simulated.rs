@@ -8,12 +8,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use proxy_core::forward::{Flow, Forwarding, SourceSeen, Verdict};
 use proxy_core::lower::bpf::Bpf;
-use proxy_core::lower::nft::Nft;
+use proxy_core::lower::nft::{self, Nft};
 use proxy_core::lower::{Lowering, ObjectsOf};
 use proxy_core::model::{Change, Family, ObjectName};
 use proxy_core::plan::Plan;
 use proxy_core::settings::Settings;
-use proxy_core::view::ServiceView;
+use proxy_core::view::{AroundView, ServiceView};
 use serde_json::{Value, json};
 
 use super::object::{self, NODE};
@@ -54,9 +54,13 @@ impl Model {
 
     /// What an agent of a mode should have programmed, in the form of [`Agent::dataplanes`](crate::agent::Agent::dataplanes).
     pub fn dataplanes(&self, mode: Mode) -> Result<Value> {
-        let mut packets: Vec<ServiceView> = Nft::all(&self.settings).iter().flat_map(|(_, nft)| self.forwarding.view(nft)).collect();
+        let (mut packets, mut around) = (Vec::new(), AroundView::default());
+        for (_, nft) in Nft::all(&self.settings) {
+            packets.extend(self.forwarding.view(&nft));
+            around.extend(nft::around(&nft.base(self.forwarding.surroundings())));
+        }
         packets.sort();
-        let mut dataplanes = vec![json!({"mode": "nftables", "services": packets})];
+        let mut dataplanes = vec![json!({"mode": "nftables", "services": packets, "around": around})];
         if mode == Mode::Ebpf {
             dataplanes.insert(0, json!({"mode": "ebpf", "services": self.forwarding.view(&Bpf::new(&self.settings))}));
         }

@@ -94,16 +94,17 @@ fn one_text_serves_both_families() {
 
 #[test]
 fn a_failure_lists_expected_and_actual() {
-    let text = "# Says something.\nids: SVC-01\n--- expect\na1, node1 -> 10.96.0.10:80/tcp => 10.1.1.2:8080, source kept\na1 -> 10.96.0.11:80/udp => untouched\n";
+    let text = "# Says something.\nids: SVC-01\n--- expect\na1, node1 -> 10.97.0.10:80/tcp => 10.1.1.2:8080, source kept\na1 -> 10.97.0.11:80/udp => untouched\n";
     let scenario = &parse::scenarios("x", text).expect("a scenario")[0];
     let error = run(scenario, &mut simulated::Model::new(&scenario.config).expect("a model")).expect_err("nothing is served");
     let expected = "\
 x IPv4: x.txt:3: not as expected
 line  flow                        expected                    actual
-✗  4  a1 -> 10.96.0.10:80/tcp     10.1.1.2:8080, source kept  untouched
-✗  4  node1 -> 10.96.0.10:80/tcp  10.1.1.2:8080, source kept  untouched
-   5  a1 -> 10.96.0.11:80/udp     untouched                   as expected
-served:
+✗  4  a1 -> 10.97.0.10:80/tcp     10.1.1.2:8080, source kept  untouched
+✗  4  node1 -> 10.97.0.10:80/tcp  10.1.1.2:8080, source kept  untouched
+   5  a1 -> 10.97.0.11:80/udp     untouched                   as expected
+IPv4 served:
+IPv6 served:
 ";
     assert_eq!(format!("{error:#}"), expected);
 }
@@ -156,7 +157,7 @@ fn a_difference_binds_kube_proxy_alone() {
 ids: SVC-01
 kube-proxy: objects past the API server because they are old
 --- expect
-a1 -> 10.96.0.10:80/tcp => untouched
+a1 -> 10.97.0.10:80/tcp => untouched
   kube-proxy nftables => refused because it is so, because it was
 ";
     let scenario = &parse::scenarios("x", text).expect("a scenario")[0];

@@ -13,6 +13,9 @@ use crate::run::output;
 /// The first process.
 const INIT: &str = include_str!("init.sh");
 
+/// The folder of scenarios.
+pub(super) const SCENARIOS: &str = "scenarios";
+
 /// Where file systems are mounted.
 const MOUNT_POINTS: [&str; 5] = ["proc", "sys", "dev", "run", "tmp"];
 
@@ -31,6 +34,7 @@ pub(super) fn pack(programs: &Programs, modules: &Path, commands: &str) -> Resul
     // Some builds of modprobe look there.
     archive.link("usr/lib/modules", "/lib/modules");
     add_folder(&mut archive, modules, "lib/modules")?;
+    add_folder(&mut archive, &crate::workspace().join("tests/scenarios"), SCENARIOS)?;
     Ok(archive.finish())
 }
 

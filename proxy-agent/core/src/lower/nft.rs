@@ -16,6 +16,7 @@ mod object;
 mod read;
 
 pub use object::{Class, Key, LOCAL_SLOTS, Pick, Target, Value, stick_pick};
+pub use read::around;
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;

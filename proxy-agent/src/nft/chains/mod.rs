@@ -105,11 +105,11 @@ impl Chain {
         Self { name: name.into(), hook: None, rules: Vec::new() }
     }
 
-    fn at(name: &str, kind: ChainType, hook: Hook, priority: i32) -> Self {
+    pub(super) fn at(name: &str, kind: ChainType, hook: Hook, priority: i32) -> Self {
         Self { hook: Some((kind, hook, priority)), ..Self::new(name) }
     }
 
-    fn rule<const N: usize>(mut self, parts: [Vec<Expr>; N]) -> Self {
+    pub(super) fn rule<const N: usize>(mut self, parts: [Vec<Expr>; N]) -> Self {
         self.rules.push((None, parts.into_iter().flatten().collect()));
         self
     }

@@ -26,6 +26,7 @@ const usage = `usage: fill create|update [flags]
             port SERVICE NUMBER                    one port, to the endpoints' port 8080
             proxy-name SERVICE NAME                the label by which another proxy serves it
             proxy-name SERVICE -                   without that label
+            internal-policy SERVICE POLICY         Cluster or Local
 
 'fill create -h' and 'fill update -h' list the flags.
 `

@@ -93,7 +93,7 @@ func update(args []string, in io.Reader, out io.Writer) error {
 // parseWrite understands one line; the usage text lists what there is.
 func parseWrite(client kubernetes.Interface, namespace string, words []string) (*write, error) {
 	if len(words) != 3 {
-		return nil, fmt.Errorf("want three words: endpoints|port|proxy-name NAME VALUE")
+		return nil, fmt.Errorf("want three words: endpoints|port|proxy-name|internal-policy NAME VALUE")
 	}
 	what, name, value := words[0], words[1], strings.TrimPrefix(words[2], "-")
 	service := func(patch map[string]any) *write {
@@ -131,8 +131,10 @@ func parseWrite(client kubernetes.Interface, namespace string, words []string) (
 		}
 		labels := map[string]any{"service.kubernetes.io/service-proxy-name": label}
 		return service(map[string]any{"metadata": map[string]any{"labels": labels}}), nil
+	case "internal-policy":
+		return service(map[string]any{"spec": map[string]any{"internalTrafficPolicy": value}}), nil
 	}
-	return nil, fmt.Errorf("%s: want endpoints, port or proxy-name", what)
+	return nil, fmt.Errorf("%s: want endpoints, port, proxy-name or internal-policy", what)
 }
 
 func (w *write) run(ctx context.Context) (*updated, error) {

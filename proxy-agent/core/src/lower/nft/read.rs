@@ -10,7 +10,7 @@ use crate::model::{Address, Frontend, ObjectName, ServicePortName};
 use crate::route::{Masquerade, Pool, PortKey, Treatment};
 use crate::slots::Observed;
 use crate::surroundings::{Origin, Sender};
-use crate::view::{FrontendView, ServiceView, To, Views};
+use crate::view::{AroundView, FrontendView, ServiceView, To, Views};
 
 type Table = Objects<Key, Value>;
 
@@ -251,4 +251,18 @@ pub(super) fn view(objects: &Table) -> Vec<ServiceView> {
         }
     }
     views.finish()
+}
+
+/// What the objects say of what is around the Services.
+pub fn around(objects: &Table) -> AroundView {
+    let mut view = AroundView::default();
+    for key in objects.keys() {
+        match key {
+            Key::NodeAddress(ip) => view.node_port_addresses.push(*ip),
+            Key::PodCidr(cidr) => view.pod_ranges.push(cidr.to_string()),
+            Key::ServiceCidr(cidr) => view.service_ranges.push(cidr.to_string()),
+            _ => {}
+        }
+    }
+    view
 }

@@ -1,0 +1,54 @@
+//! What the agent says of its commits, read as it is written.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::agent::{Agent, DEADLINE};
+use crate::lab::{Program, Seen, wait};
+
+/// A log of which all but the new lines has been read.
+pub(super) struct Log {
+    path: PathBuf,
+    offset: u64,
+    /// The next commit is of what went out of use a while ago.
+    sweeps: bool,
+}
+
+impl Log {
+    /// The log of a program, from here on.
+    pub(super) fn of(program: &Program) -> Self {
+        Self { path: program.log_path().to_path_buf(), offset: program.log().len() as u64, sweeps: false }
+    }
+
+    /// Waits for the commit of a change, and returns how long it took, in microseconds.
+    pub(super) fn commit(&mut self, agent: &Agent) -> Result<u64> {
+        wait(DEADLINE, "the commit of a change", || {
+            for line in self.lines()? {
+                if !line.contains("nftables IPv4") {
+                    continue;
+                }
+                if line.contains("deleting what went out of use") {
+                    self.sweeps = true;
+                } else if line.contains(" committed ") && !std::mem::take(&mut self.sweeps) {
+                    let micros = line.split(' ').find_map(|word| word.strip_prefix("micros=")).context("how long it took")?;
+                    return Ok(Seen::Done(micros.parse()?));
+                }
+            }
+            Ok(Seen::not_yet(agent.tail()))
+        })
+    }
+
+    /// The whole lines that are new.
+    fn lines(&mut self) -> Result<Vec<String>> {
+        let mut file = File::open(&self.path).with_context(|| self.path.display().to_string())?;
+        file.seek(SeekFrom::Start(self.offset))?;
+        let mut text = String::new();
+        file.read_to_string(&mut text)?;
+        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        self.offset += whole as u64;
+        Ok(text[..whole].lines().map(str::to_owned).collect())
+    }
+}
