@@ -23,7 +23,8 @@ pub fn programmers(mode: Mode, bpf: BpfOptions, settings: &Settings, alarm: &Ala
     let monitor = Monitor::start(alarm)?;
     let mut programmers: Vec<Box<dyn Programmer>> = Vec::new();
     if mode == Mode::Ebpf {
-        programmers.push(Box::new(Programmed::new("ebpf", BpfMaps::start(bpf)?, Bpf)));
+        let lowering = Bpf::new(settings);
+        programmers.push(Box::new(Programmed::new("ebpf", BpfMaps::start(bpf, lowering)?, lowering)));
     }
     // Beside eBPF's sockets too: they leave to packets what depends on packets, and who sends past them.
     for family in Family::ALL {

@@ -38,3 +38,7 @@ pub(crate) static UDP_IDLE_NS: Global<u64> = Global::new(120_000_000_000);
 /// call would fail with EPERM: its packets go to the node's rules then, which refuse them.
 #[unsafe(no_mangle)]
 pub(crate) static REFUSE_WITH_ERRNO: Global<u8> = Global::new(1);
+
+/// The cookie of the network namespace whose sockets are served on ::1, the host's own; 0 where nobody's are.
+#[unsafe(no_mangle)]
+pub(crate) static HOST_NETNS: Global<u64> = Global::new(0);

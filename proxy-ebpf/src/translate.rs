@@ -2,10 +2,14 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_ns};
+use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_ns};
 use proxy_abi::{Addr, Flow, Frontend, FrontendKey, MemberKey, SlotKey, SocketKey, UDP};
 
-use crate::maps::{FLOWS, FRONTENDS, MEMBERS, REVERSE, SLOTS, UDP_IDLE_NS};
+use crate::maps::{FLOWS, FRONTENDS, HOST_NETNS, MEMBERS, REVERSE, SLOTS, UDP_IDLE_NS};
+
+/// `::1` and `::`.
+const LOOPBACK: [u32; 4] = [0, 0, 0, 1u32.to_be()];
+const UNSPECIFIED: [u32; 4] = [0; 4];
 
 /// How often a backend is looked for while the agent changes the Service.
 const ATTEMPTS: usize = 3;
@@ -33,7 +37,7 @@ struct Socket {
 /// connect(): a backend for the socket's whole life.
 #[inline(always)]
 pub(crate) fn connect(call: &Call) -> Verdict {
-    let key = FrontendKey::new(call.remote, call.protocol);
+    let key = call.frontend();
     let Some(frontend) = frontend(&key) else {
         // A TCP socket connects once (but for retries after a failure), a UDP socket as often as it likes.
         if call.protocol == UDP {
@@ -51,7 +55,7 @@ pub(crate) fn connect(call: &Call) -> Verdict {
 /// sendto() of a UDP socket: the backend that the socket was given for this address, while that is still right.
 #[inline(always)]
 pub(crate) fn send(call: &Call) -> Verdict {
-    let key = FrontendKey::new(call.remote, call.protocol);
+    let key = call.frontend();
     let Some(frontend) = frontend(&key) else {
         forget(call);
         return Verdict::Untouched;
@@ -99,6 +103,26 @@ pub(crate) fn peer(call: &Call) -> Option<Addr> {
 }
 
 impl Call {
+    /// What it is addressed to. NodePorts are kept without an address, and served on ::1 for sockets of the host itself: the same
+    /// address means another place everywhere else.
+    #[inline(always)]
+    fn frontend(&self) -> FrontendKey {
+        let ip = match self.remote.ip {
+            LOOPBACK if self.is_from_host() => UNSPECIFIED,
+            // Nobody is served there.
+            UNSPECIFIED => LOOPBACK,
+            ip => ip,
+        };
+        FrontendKey::new(Addr::v6(ip, self.remote.port), self.protocol)
+    }
+
+    #[inline(always)]
+    fn is_from_host(&self) -> bool {
+        let host = HOST_NETNS.load();
+        // SAFETY: `context` is the context of the program that runs.
+        host != 0 && unsafe { bpf_get_netns_cookie(self.context) } == host
+    }
+
     #[inline(always)]
     fn socket(&self) -> Socket {
         // SAFETY: `context` is the context of the program that runs.

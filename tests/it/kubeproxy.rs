@@ -8,7 +8,7 @@ use std::time::Instant;
 use proxy_core::model::Family;
 use proxy_tests::lab;
 use proxy_tests::scenario::kubeproxy::Reference;
-use proxy_tests::scenario::{self, Action, KubeProxy, KubeProxyMode, Scenario};
+use proxy_tests::scenario::{self, Action, KubeProxy, KubeProxyMode, Scenario, Tested};
 
 #[test]
 fn kube_proxy_nftables() {
@@ -59,10 +59,13 @@ fn every_difference_is_documented() {
     let differences = scenarios.iter().flat_map(|scenario| {
         let expectations = scenario.steps.iter().flat_map(|step| if let Action::Expect(all) = &step.action { &all[..] } else { &[] });
         let differences = expectations.flat_map(|expectation| &expectation.differences);
-        let modes = differences.flat_map(|difference| difference.modes.iter().map(|mode| (mode.to_string(), difference.reason.clone())));
-        modes.map(|(mode, reason)| [scenario.name.clone(), mode, reason]).collect::<Vec<_>>()
+        let all = differences.flat_map(|difference| difference.of.iter().map(|of| (*of, difference.reason.clone())));
+        all.map(|(of, reason)| (of, [scenario.name.clone(), of.to_string(), reason])).collect::<Vec<_>>()
     });
-    compare("### What scenarios show", differences.collect(), |row| {
+    let (ours, kube_proxys): (Vec<_>, Vec<_>) = differences.partition(|(of, _)| *of == Tested::Nftables);
+    let said = |differences: Vec<(Tested, [String; 3])>| differences.into_iter().map(|(_, said)| said).collect();
+    compare("### Where our nftables mode cannot do it", said(ours), |row| vec![[unquoted(&row[0]), "ours".to_owned(), row[3].clone()]]);
+    compare("### What scenarios show", said(kube_proxys), |row| {
         let modes = if row[1] == "both" { KubeProxyMode::ALL.map(|mode| mode.to_string()).to_vec() } else { vec![row[1].clone()] };
         row[0].split(", ").flat_map(|name| modes.iter().map(|mode| [unquoted(name), mode.clone(), row[4].clone()])).collect()
     });

@@ -9,6 +9,7 @@ mod e2e;
 mod kubeproxy;
 mod listing;
 mod load;
+mod loopback;
 mod node;
 mod others;
 mod scenarios;

@@ -62,6 +62,8 @@
 //!   kube-proxy => refused because REASON
 //! ```
 //!
+//! `nftables => untouched because REASON` says the same of our own nftables mode, where packets cannot do what sockets can.
+//!
 //! kube-proxy must then do that, and not what is expected of the others: a difference that is gone is an error. For scenarios with
 //! objects that the API server refuses there is a line above the first section:
 //!
@@ -160,6 +162,24 @@ impl fmt::Display for KubeProxyMode {
     }
 }
 
+/// A proxy under test that may differ from the others.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Tested {
+    /// Real kube-proxy.
+    KubeProxy(KubeProxyMode),
+    /// Our nftables mode, without sockets that are translated.
+    Nftables,
+}
+
+impl fmt::Display for Tested {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Tested::KubeProxy(mode) => mode.fmt(f),
+            Tested::Nftables => f.write_str("ours"),
+        }
+    }
+}
+
 /// One section of a file.
 #[derive(Clone, Debug)]
 pub struct Step {
@@ -212,15 +232,15 @@ pub struct Expectation {
     pub protocol: Option<Protocol>,
     /// What becomes of it.
     pub outcome: Outcome,
-    /// Where kube-proxy differs on purpose: at most one for each of its modes.
+    /// Where kube-proxy, or our nftables mode, differs on purpose: at most one for each.
     pub differences: Vec<Difference>,
 }
 
-/// What kube-proxy does instead.
+/// What one of them does instead.
 #[derive(Clone, Debug)]
 pub struct Difference {
-    /// In these modes.
-    pub modes: Vec<KubeProxyMode>,
+    /// Of these.
+    pub of: Vec<Tested>,
     /// What becomes of the packets.
     pub outcome: Outcome,
     /// Why that is not what is wanted.
@@ -295,23 +315,23 @@ impl Expectation {
         }
     }
 
-    /// Where kube-proxy differs, if the proxy under test is kube-proxy.
-    pub fn difference(&self, kube_proxy: Option<KubeProxyMode>) -> Option<&Difference> {
-        self.differences.iter().find(|difference| kube_proxy.is_some_and(|mode| difference.modes.contains(&mode)))
+    /// Where the proxy under test differs, if it is one that may.
+    pub fn difference(&self, tested: Option<Tested>) -> Option<&Difference> {
+        self.differences.iter().find(|difference| tested.is_some_and(|one| difference.of.contains(&one)))
     }
 
     /// What is expected of the proxy under test.
-    pub fn wanted(&self, kube_proxy: Option<KubeProxyMode>) -> &Outcome {
-        self.difference(kube_proxy).map_or(&self.outcome, |difference| &difference.outcome)
+    pub fn wanted(&self, tested: Option<Tested>) -> &Outcome {
+        self.difference(tested).map_or(&self.outcome, |difference| &difference.outcome)
     }
 
     /// Whether this is what is expected of the proxy under test. A difference that is gone must not stay on paper.
-    pub fn holds(&self, source: Host, observed: &Observed, kube_proxy: Option<KubeProxyMode>, pins: &Pins) -> bool {
+    pub fn holds(&self, source: Host, observed: &Observed, tested: Option<Tested>, pins: &Pins) -> bool {
         if *observed == Observed::NotTried {
             return true;
         }
-        let differs = self.difference(kube_proxy).is_none() || !observed.satisfies(&self.outcome, source, pins);
-        differs && observed.satisfies(self.wanted(kube_proxy), source, pins)
+        let differs = self.difference(tested).is_none() || !observed.satisfies(&self.outcome, source, pins);
+        differs && observed.satisfies(self.wanted(tested), source, pins)
     }
 }
 

@@ -45,6 +45,11 @@ impl Flow {
     pub fn family(&self) -> Family {
         Family::of(self.destination.ip())
     }
+
+    /// Whether it comes from elsewhere to a loopback address: that is nobody's on the wire.
+    pub fn is_to_loopback_of_another(&self) -> bool {
+        self.destination.ip().is_loopback() && self.origin != Origin::Host
+    }
 }
 
 /// What must become of a [`Flow`].
@@ -317,6 +322,7 @@ impl Forwarding {
     fn serves_node_ports(&self, flow: &Flow) -> bool {
         match self.surroundings.node_ports(flow.family()) {
             NodePortScope::Any => flow.is_to_host && !flow.destination.ip().is_loopback(),
+            NodePortScope::These(_) if flow.is_to_loopback_of_another() => false,
             NodePortScope::These(addresses) => addresses.contains(&flow.destination.ip()),
         }
     }

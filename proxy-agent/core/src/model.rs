@@ -55,6 +55,14 @@ impl Family {
         if ip.is_ipv4() { Family::V4 } else { Family::V6 }
     }
 
+    /// 127.0.0.1 or ::1.
+    pub fn loopback(self) -> IpAddr {
+        match self {
+            Family::V4 => Ipv4Addr::LOCALHOST.into(),
+            Family::V6 => Ipv6Addr::LOCALHOST.into(),
+        }
+    }
+
     /// 0.0.0.0 or ::.
     pub fn unspecified(self) -> IpAddr {
         match self {

@@ -108,6 +108,11 @@ impl NodePortAddresses {
         self.of(family).any(Cidr::is_all)
     }
 
+    /// Whether an entry names loopback addresses, rather than every address: NodePorts are served there, for the node itself (NP-07).
+    pub fn names_loopback(&self, family: Family) -> bool {
+        !self.is_any(family) && self.of(family).any(|cidr| cidr.contains(family.loopback()))
+    }
+
     /// The ranges of a family.
     pub fn of(&self, family: Family) -> impl Iterator<Item = &Cidr> {
         self.cidrs.iter().filter(move |cidr| cidr.family() == family)

@@ -33,7 +33,7 @@ pub enum Detection {
 pub enum NodePortScope {
     /// Every address that the host has when the packet comes, except loopback (NP-05, NP-09).
     Any,
-    /// These.
+    /// These. On loopback addresses they are for the node itself.
     These(BTreeSet<IpAddr>),
 }
 
@@ -112,7 +112,7 @@ impl Surroundings {
         }
     }
 
-    /// The addresses on which NodePorts are served (NP-01..06).
+    /// The addresses on which NodePorts are served (NP-01..07).
     pub fn node_ports(&self, family: Family) -> NodePortScope {
         let addresses = &self.settings.node_ports;
         let primary = if addresses.primary { self.node_ip(family).filter(|ip| !ip.is_loopback()) } else { None };
@@ -121,8 +121,11 @@ impl Surroundings {
         }
         let cidrs: Vec<Cidr> = addresses.of(family).copied().chain(primary.map(Cidr::host)).collect();
         let open = cidrs.is_empty() && self.settings.open_unnamed_families;
-        let host = self.host.iter().filter(|ip| Family::of(**ip) == family && !ip.is_loopback());
-        NodePortScope::These(host.filter(|ip| open || cidrs.iter().any(|cidr| cidr.contains(**ip))).copied().collect())
+        // NP-07: loopback addresses only where they are named. One of each family is always there.
+        let loopback = addresses.names_loopback(family).then(|| family.loopback());
+        let may_serve = |ip: &&IpAddr| Family::of(**ip) == family && (!ip.is_loopback() || loopback.is_some());
+        let serves = |ip: &&IpAddr| (open && !ip.is_loopback()) || cidrs.iter().any(|cidr| cidr.contains(**ip));
+        NodePortScope::These(self.host.iter().filter(may_serve).filter(serves).copied().chain(loopback).collect())
     }
 
     /// The ranges from which ClusterIPs are taken, none within another.

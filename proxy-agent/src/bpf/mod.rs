@@ -44,11 +44,12 @@ impl BpfMaps {
     /// # Errors
     ///
     /// The cgroup or the bpf file system is not what it must be, or the kernel refuses a program.
-    pub fn start(options: BpfOptions) -> anyhow::Result<Self> {
+    pub fn start(options: BpfOptions, lowering: Bpf) -> anyhow::Result<Self> {
         let cgroup = place::cgroup(options.cgroup.as_deref())?;
         let dir = layout_dir(&options.pin_dir);
         place::pin_dir(&dir)?;
-        programs::start(&dir, &cgroup)?;
+        let host = if lowering.loopback { place::host() } else { None };
+        programs::start(&dir, &cgroup, host)?;
         let maps = Maps::open(&dir)?;
         let leftovers = layouts(&options.pin_dir)?.into_iter().filter(|other| *other != dir).collect();
         Ok(Self { options, maps, leftovers })

@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
+use tracing::error;
+
+use super::sys;
 
 /// The directory where the bpf file system belongs (Documentation/bpf, systemd).
 const BPFFS: &str = "/sys/fs/bpf";
@@ -48,6 +51,17 @@ fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
         let is_cgroup2 = right.split(' ').next() == Some("cgroup2");
         is_cgroup2.then(|| left.split(' ').nth(4)).flatten().map(|path| PathBuf::from(path.replace("\\040", " ")))
     })
+}
+
+/// The network namespace whose sockets are served on ::1: ours, which is the host's.
+pub(crate) fn host() -> Option<u64> {
+    match sys::netns_cookie() {
+        Ok(cookie) => Some(cookie),
+        Err(reason) => {
+            error!(%reason, "NodePorts on ::1 are not served: the kernel does not tell network namespaces apart (5.14 and later do)");
+            None
+        }
+    }
 }
 
 /// Makes sure that `dir` exists on a bpf file system, which is mounted at its usual place if it is not.

@@ -33,13 +33,13 @@ const PROGRAMS: [(&str, u32); 8] = [
 ];
 
 /// Loads all programs over the maps pinned in `dir`, making those that are missing, and attaches them to `cgroup`. Programs that
-/// run already are replaced one by one, each between two calls.
-pub(super) fn start(dir: &Path, cgroup: &Path) -> anyhow::Result<()> {
+/// run already are replaced one by one, each between two calls. `host`: the network namespace whose sockets are served on ::1.
+pub(super) fn start(dir: &Path, cgroup: &Path, host: Option<u64>) -> anyhow::Result<()> {
     let cgroup_file = File::open(cgroup).with_context(|| cgroup.display().to_string())?;
     let cgroup_id = cgroup_file.metadata().with_context(|| cgroup.display().to_string())?.ino();
     // All are loaded before the first is attached: either the kernel takes all or nothing changes.
-    let mut ebpf = load(dir, true).or_else(|error| {
-        let ebpf = load(dir, false).map_err(|_| error)?;
+    let mut ebpf = load(dir, true, host).or_else(|error| {
+        let ebpf = load(dir, false, host).map_err(|_| error)?;
         info!("this kernel is older than 6.1: connections to Services without endpoints are refused by nftables rules, not at the socket");
         anyhow::Ok(ebpf)
     })?;
@@ -55,10 +55,13 @@ pub(super) fn start(dir: &Path, cgroup: &Path) -> anyhow::Result<()> {
 }
 
 /// `with_errno`: whether the programs may use the helper that sets a call's errno, which cgroup programs have since 6.1.
-fn load(dir: &Path, with_errno: bool) -> anyhow::Result<Ebpf> {
+fn load(dir: &Path, with_errno: bool, host: Option<u64>) -> anyhow::Result<Ebpf> {
+    // 0 is no network namespace's cookie.
+    let host = host.unwrap_or(0);
     let refuse_with_errno = u8::from(with_errno);
     let mut loader = EbpfLoader::new();
     loader.default_map_pin_directory(dir).override_global("REFUSE_WITH_ERRNO", &refuse_with_errno, true);
+    loader.override_global("HOST_NETNS", &host, true);
     let mut ebpf = loader.load(OBJECT).with_context(|| {
         format!("the eBPF object cannot be loaded over the maps in {} (is CAP_BPF missing, or the kernel older than 5.10?)", dir.display())
     })?;

@@ -12,6 +12,8 @@ use std::path::Path;
 
 use proxy_abi::Plain;
 
+/// asm-generic/socket.h, which libc lacks.
+const SO_NETNS_COOKIE: libc::c_int = 71;
 const BPF_OBJ_PIN: i32 = 6;
 const BPF_OBJ_GET: i32 = 7;
 const BPF_OBJ_GET_INFO_BY_FD: i32 = 15;
@@ -40,6 +42,15 @@ fn pointer<T: ?Sized>(to: *const T) -> u64 {
 
 fn path_text(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+}
+
+/// What programs know our network namespace by (bpf_get_netns_cookie).
+pub(super) fn netns_cookie() -> io::Result<u64> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
+    let (mut cookie, mut len) = (0u64, size_of::<u64>() as libc::socklen_t);
+    // SAFETY: the descriptor is open; both pointers are those of live values, of the size that the second one says.
+    let result = unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, (&raw mut cookie).cast(), &raw mut len) };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
 #[repr(C)]

@@ -26,6 +26,8 @@ const DST_NAT: u32 = 1 << 5;
 const FULLY_RANDOM: u32 = 1 << 4;
 /// NFT_FIB_RESULT_ADDRTYPE, NFTA_FIB_F_SADDR and NFTA_FIB_F_DADDR (linux/netfilter/nf_tables.h), RTN_LOCAL (linux/rtnetlink.h)
 const ADDRESS_TYPE: u32 = 3;
+/// The interface that loopback addresses are on.
+const LOOPBACK: &str = "lo";
 const LOCAL: u32 = 2;
 
 /// The end of a packet that is looked at.
@@ -280,6 +282,17 @@ pub(super) fn is_not_to_loopback(family: Family) -> Vec<Expr> {
     }
 }
 
+/// `ip saddr 127.0.0.0/8`
+pub(super) fn is_loopback(side: Side) -> Vec<Expr> {
+    let offset = if side == Side::Source { 12 } else { 16 };
+    vec![payload(libc::NFT_PAYLOAD_NETWORK_HEADER, offset, 1, FIRST), cmp(FIRST, libc::NFT_CMP_EQ, &[127])]
+}
+
+/// `iifname != "lo"`
+pub(super) fn came_from_elsewhere() -> Vec<Expr> {
+    vec![meta(libc::NFT_META_IIFNAME as u32, FIRST), cmp(FIRST, libc::NFT_CMP_NEQ, &interface(LOOPBACK))]
+}
+
 /// `meta l4proto tcp`
 pub(super) fn is_tcp() -> Vec<Expr> {
     vec![meta(libc::NFT_META_L4PROTO as u32, FIRST), cmp(FIRST, libc::NFT_CMP_EQ, &[libc::IPPROTO_TCP as u8])]
@@ -287,11 +300,15 @@ pub(super) fn is_tcp() -> Vec<Expr> {
 
 /// `iifname <name>`, or one that begins like this.
 pub(super) fn came_by(name: &str, is_prefix: bool) -> Vec<Expr> {
-    let mut bytes = name.as_bytes().to_vec();
-    if !is_prefix {
-        bytes.resize(libc::IFNAMSIZ.max(bytes.len()), 0);
-    }
+    let bytes = if is_prefix { name.as_bytes().to_vec() } else { interface(name) };
     vec![meta(libc::NFT_META_IIFNAME as u32, FIRST), cmp(FIRST, libc::NFT_CMP_EQ, &bytes)]
+}
+
+/// A whole name.
+fn interface(name: &str) -> Vec<u8> {
+    let mut bytes = name.as_bytes().to_vec();
+    bytes.resize(libc::IFNAMSIZ.max(bytes.len()), 0);
+    bytes
 }
 
 /// `reject with tcp reset`

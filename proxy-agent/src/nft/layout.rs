@@ -12,6 +12,8 @@ use super::wire::{Batch, attribute, nest, nfta, number, text, userdata};
 
 /// The table's name, in both families.
 pub(super) const TABLE: &str = "proxy-agent";
+/// At the end of the comment of a table with [`Nft::loopback`].
+const OPEN: &str = " loopback";
 /// A table that is tried and never made.
 const TRIAL: &str = "proxy-agent-trial";
 
@@ -95,12 +97,18 @@ impl Layout {
         super::protocol(self.nft.family)
     }
 
-    /// The table's comment: version, scratch, and a number that changes with any rule or set.
+    /// The table's comment: version, scratch, a number that changes with any rule or set, and whether loopback addresses are served.
     pub(super) fn comment(&self) -> String {
         let mut batch = Batch::begin(self.protocol(), 0);
         self.create(&mut batch, TABLE, "");
         self.examples(&mut batch, TABLE);
-        format!("layout {LAYOUT} scratch {} base {:016x}", self.scratch, batch.fingerprint())
+        let loopback = if self.nft.loopback { OPEN } else { "" };
+        format!("layout {LAYOUT} scratch {} base {:016x}{loopback}", self.scratch, batch.fingerprint())
+    }
+
+    /// Whether the table with this comment makes up for what lets others reach loopback addresses.
+    pub(super) fn is_open_to_loopback(comment: &str) -> bool {
+        comment.starts_with("layout ") && comment.ends_with(OPEN)
     }
 
     /// Version and scratch in a table's comment.

@@ -16,6 +16,7 @@ mod flaw;
 mod hold;
 pub mod kube_proxy;
 mod layout;
+mod localnet;
 mod monitor;
 mod observe;
 mod rules;
@@ -118,6 +119,13 @@ impl Dataplane for NftTable {
         refused.with_context(|| format!("cannot write the table {}", name(self.layout.nft.family)))
     }
 
+    fn filled(&mut self) -> anyhow::Result<()> {
+        if self.layout.nft.loopback {
+            localnet::open();
+        }
+        Ok(())
+    }
+
     fn disturbance(&mut self) -> Option<DisturbanceOf<Nft>> {
         self.monitor.as_ref()?.take(self.layout.nft.family)
     }
@@ -144,6 +152,9 @@ fn any(family: Family) -> Layout {
 
 fn delete(family: Family, socket: &mut Socket) -> anyhow::Result<()> {
     let layout = any(family);
+    if observe::is_open_to_loopback(&layout, socket)? {
+        localnet::close();
+    }
     let first = socket.take_seq(1);
     let mut batch = Batch::begin(layout.protocol(), first);
     batch.message(libc::NFT_MSG_DELTABLE, 0, |out| text(out, nfta::TABLE_NAME, TABLE));

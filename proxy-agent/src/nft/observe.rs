@@ -13,7 +13,7 @@ use super::rules::{self, Rule};
 use super::sets::{BY_SOURCE_CLASSES, CLASSES, SETS, STICK_CLASSES, STICKY, is_interval};
 use super::socket::Socket;
 use super::wire::{Attributes, Message, find_userdata, message_type, nfta, text};
-use super::{chains, class, element};
+use super::{chains, class, element, localnet};
 
 /// How often the elements are read again because something is missing, and how long to wait before the first time.
 const ATTEMPTS: u32 = 6;
@@ -26,6 +26,9 @@ const LARGE: [&str; 3] = ["slots", "node-slots", "endpoints"];
 pub(super) fn observe(layout: &Layout, socket: &mut Socket) -> anyhow::Result<ObjectsOf<Nft>> {
     let Some(comment) = table_comment(layout, socket)? else { return Ok(Objects::new()) };
     if comment != layout.comment() {
+        if Layout::is_open_to_loopback(&comment) && !layout.nft.loopback {
+            localnet::close();
+        }
         let version = Layout::in_comment(&comment).map(|(version, _)| version).filter(|version| *version != LAYOUT).unwrap_or(0);
         tracing::info!(found = comment, "the table is of another layout or configuration and will be replaced");
         return Ok(Objects::from([(Key::Base, Value::Base(version))]));
@@ -78,6 +81,11 @@ fn contents(layout: &Layout, socket: &mut Socket, shape: &Shape) -> anyhow::Resu
 /// Whether there is a table of our name.
 pub(super) fn table_exists(layout: &Layout, socket: &mut Socket) -> anyhow::Result<bool> {
     Ok(table_comment(layout, socket)?.is_some())
+}
+
+/// Whether there is a table that makes up for what lets others reach loopback addresses.
+pub(super) fn is_open_to_loopback(layout: &Layout, socket: &mut Socket) -> anyhow::Result<bool> {
+    Ok(table_comment(layout, socket)?.is_some_and(|comment| Layout::is_open_to_loopback(&comment)))
 }
 
 /// The table's comment, empty if it has none.

@@ -251,10 +251,11 @@ pub const ELSEWHERE: &[Elsewhere] = &[
         test: Some("tests/it/others.rs invalid_packets_are_dropped_if_they_come_from_an_endpoint_and_only_then"),
         why: "no connection that is opened in good order is INVALID",
     },
-    nowhere(
-        "NP-08",
-        "kube-proxy's iptables mode opens 127.0.0.0/8 to its neighbours by route_localnet and closes it again; that is not set here",
-    ),
+    Elsewhere {
+        id: "NP-08",
+        test: Some("tests/it/loopback.rs what_listens_for_the_node_alone_is_not_reached_from_elsewhere"),
+        why: "a neighbour has to send what no host sends by itself",
+    },
     nowhere("NP-10", "an alpha feature of kube-proxy that is off by default"),
     nowhere("NP-11", "an alpha feature of kube-proxy that is off by default"),
     nowhere("NP-12", "an alpha feature of kube-proxy that is off by default"),

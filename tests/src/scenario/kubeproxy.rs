@@ -20,7 +20,7 @@ use marker::Marker;
 use super::object::SERVICE_RANGES;
 use super::probing::Probing;
 use super::run::{Probe, run};
-use super::{AddressChange, Executor, KubeProxy, KubeProxyMode, Manifest, ObjectKind, Observed, Scenario};
+use super::{AddressChange, Executor, KubeProxy, KubeProxyMode, Manifest, ObjectKind, Observed, Scenario, Tested};
 use crate::controlplane::{ControlPlane, Options};
 use crate::lab::{Connect, Outcome, Proto, Seen};
 
@@ -213,7 +213,7 @@ impl Executor for Reference {
         if self.pending {
             self.settle()?;
         }
-        self.probing.observe(probes, self.kube_proxy())
+        self.probing.observe(probes, self.tested())
     }
 
     fn state(&mut self) -> String {
@@ -225,7 +225,7 @@ impl Executor for Reference {
         format!("programmed:\n{listing}\n{}", self.daemon.tail())
     }
 
-    fn kube_proxy(&self) -> Option<KubeProxyMode> {
-        Some(self.mode)
+    fn tested(&self) -> Option<Tested> {
+        Some(Tested::KubeProxy(self.mode))
     }
 }

@@ -14,7 +14,7 @@ use super::object::NODE;
 use super::probing::Probing;
 use super::run::Probe;
 use super::simulated::Model;
-use super::{AddressChange, Config, Executor, Manifest, ObjectKind, Observed, Scenario, Seen, object};
+use super::{AddressChange, Config, Executor, Manifest, ObjectKind, Observed, Scenario, Seen, Tested, object};
 use crate::agent::{Agent, DEADLINE, Mode, Source};
 use crate::manifest::save;
 
@@ -144,7 +144,7 @@ impl Executor for Packets<'_> {
     }
 
     fn observe(&mut self, probes: &[Probe]) -> Result<Vec<Observed>> {
-        let mut observed = self.bench.probing.observe(probes, None)?;
+        let mut observed = self.bench.probing.observe(probes, self.tested())?;
         if self.bench.mode == Mode::Ebpf {
             // Who is translated at the socket keeps the address that it has towards the backend: docs/datapath.md.
             let by_socket = |probe: &Probe| self.model.is_by_socket(probe);
@@ -155,6 +155,10 @@ impl Executor for Packets<'_> {
             }
         }
         Ok(observed)
+    }
+
+    fn tested(&self) -> Option<Tested> {
+        (self.bench.mode == Mode::Nftables).then_some(Tested::Nftables)
     }
 
     fn state(&mut self) -> String {

@@ -7,15 +7,17 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use proxy_core::model::{Family, Protocol};
 
 use super::parse::{Wrong, because, content_of};
-use super::{Action, Choice, Difference, Expectation, Host, KubeProxyMode, Outcome, Source, Step};
+use super::{Action, Choice, Difference, Expectation, Host, KubeProxyMode, Outcome, Source, Step, Tested};
 
 pub(super) fn expectations(lines: &[(usize, &str)]) -> Result<Vec<Expectation>, Wrong> {
     let mut expectations: Vec<Expectation> = Vec::new();
     for (line, content) in content_of(lines) {
         let wrong = |error| (line, error);
-        match (content.trim_start().strip_prefix("kube-proxy "), expectations.last_mut()) {
-            (Some(text), Some(expectation)) => difference(text, expectation).map_err(wrong)?,
-            (Some(_), None) => return Err(wrong(anyhow!("kube-proxy differs from an expectation: want one above"))),
+        let line_of = |word| content.trim_start().strip_prefix(word).filter(|rest: &&str| rest.starts_with(' '));
+        let differs = line_of("kube-proxy").map(|text| (true, text)).or_else(|| line_of("nftables").map(|text| (false, text)));
+        match (differs, expectations.last_mut()) {
+            (Some((is_kube_proxy, text)), Some(expectation)) => difference(is_kube_proxy, text, expectation).map_err(wrong)?,
+            (Some(_), None) => return Err(wrong(anyhow!("a difference from an expectation: want one above"))),
             (None, _) => expectations.push(expectation(line, content).map_err(wrong)?),
         }
     }
@@ -46,19 +48,21 @@ pub(super) fn check_pins(steps: &[Step]) -> Result<(), Wrong> {
 }
 
 /// Adds a difference to the expectation above it.
-fn difference(text: &str, expectation: &mut Expectation) -> Result<()> {
-    let (mode, text) = text.split_once("=>").context("want kube-proxy [MODE] => OUTCOME because REASON")?;
-    let modes = match mode.trim() {
-        "" => KubeProxyMode::ALL.to_vec(),
-        one => vec![kube_proxy_mode(one)?],
+fn difference(is_kube_proxy: bool, text: &str, expectation: &mut Expectation) -> Result<()> {
+    let (mode, text) = text.split_once("=>").context("want kube-proxy [MODE] => OUTCOME because REASON, or nftables => ...")?;
+    let of = match (is_kube_proxy, mode.trim()) {
+        (true, "") => KubeProxyMode::ALL.map(Tested::KubeProxy).to_vec(),
+        (true, one) => vec![Tested::KubeProxy(kube_proxy_mode(one)?)],
+        (false, "") => vec![Tested::Nftables],
+        (false, other) => bail!("{other:?}: want nftables => OUTCOME because REASON"),
     };
     let (outcome, reason) = because(text)?;
     let outcome = self::outcome(outcome)?;
     ensure!(outcome != expectation.outcome, "{outcome}: that is no difference");
-    let twice = modes.iter().find(|mode| expectation.difference(Some(**mode)).is_some());
+    let twice = of.iter().find(|one| expectation.difference(Some(**one)).is_some());
     ensure!(twice.is_none(), "two differences of one mode");
     fits(&outcome, expectation.destination, expectation.protocol)?;
-    expectation.differences.push(Difference { modes, outcome, reason });
+    expectation.differences.push(Difference { of, outcome, reason });
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use proxy_core::model::{Family, Protocol};
 
 use super::object::NODE;
 use super::run::Probe;
-use super::{AddressChange, Choice, Host, KubeProxyMode, Observed, Outcome, Seen};
+use super::{AddressChange, Choice, Host, Observed, Outcome, Seen, Tested};
 use crate::lab::{self, Connect, Counts, Lab, LabOptions, Peer, Proto, to_v4};
 
 /// Long for a lab on one machine; short enough to see soon that an untranslated address leads to nothing.
@@ -78,9 +78,9 @@ impl Probing {
 
     /// What becomes of new connections or datagrams, for each of `probes`: as many as it takes to tell whether its expectation holds
     /// (on kube-proxy, where the proxy under test is that).
-    pub(super) fn observe(&self, probes: &[Probe], kube_proxy: Option<KubeProxyMode>) -> Result<Vec<Observed>> {
+    pub(super) fn observe(&self, probes: &[Probe], tested: Option<Tested>) -> Result<Vec<Observed>> {
         for (source, expectation) in probes.iter().filter(|(_, expectation)| self.can_send(expectation.protocol)) {
-            let outcomes = [&expectation.outcome, expectation.wanted(kube_proxy)];
+            let outcomes = [&expectation.outcome, expectation.wanted(tested)];
             let proto = proto(expectation.protocol);
             outcomes.into_iter().flat_map(Outcome::backends).try_for_each(|backend| self.listen(proto, *backend, *source))?;
             // A node that nobody translates for answers by itself: so a refusal there is the proxy's.
@@ -88,12 +88,12 @@ impl Probing {
         }
         let mut observed = vec![Observed::NotTried; probes.len()];
         for phase in Phase::ALL {
-            let of_phase = |probe: &Probe| self.can_send(probe.1.protocol) && Phase::of(probe.1.wanted(kube_proxy)) == phase;
+            let of_phase = |probe: &Probe| self.can_send(probe.1.protocol) && Phase::of(probe.1.wanted(tested)) == phase;
             let (places, probes): (Vec<usize>, Vec<Probe>) =
                 probes.iter().copied().enumerate().filter(|(_, probe)| of_phase(probe)).unzip();
             let seen = match phase {
-                Phase::Untouched | Phase::Dropped => self.silent(&probes, kube_proxy)?,
-                Phase::Answered | Phase::Pinned => self.at_once(&probes, kube_proxy)?,
+                Phase::Untouched | Phase::Dropped => self.silent(&probes, tested)?,
+                Phase::Answered | Phase::Pinned => self.at_once(&probes, tested)?,
             };
             places.into_iter().zip(seen).for_each(|(place, seen)| observed[place] = seen);
         }
@@ -108,10 +108,10 @@ impl Probing {
     }
 
     /// Carries out probes all at once.
-    fn at_once(&self, probes: &[Probe], kube_proxy: Option<KubeProxyMode>) -> Result<Vec<Observed>> {
+    fn at_once(&self, probes: &[Probe], tested: Option<Tested>) -> Result<Vec<Observed>> {
         let (lab, added) = (&self.lab, &*self.added.borrow());
         thread::scope(|scope| {
-            let threads: Vec<_> = probes.iter().map(|probe| scope.spawn(move || observe(lab, added, *probe, kube_proxy))).collect();
+            let threads: Vec<_> = probes.iter().map(|probe| scope.spawn(move || observe(lab, added, *probe, tested))).collect();
             let joined = threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("a probe panicked"))?);
             joined.collect()
         })
@@ -119,19 +119,19 @@ impl Probing {
 
     /// Carries out probes that nobody is to answer: all of them untouched, or all of them dropped. What is untouched is lost, and
     /// counted, where the lab ends; what is dropped is not.
-    fn silent(&self, probes: &[Probe], kube_proxy: Option<KubeProxyMode>) -> Result<Vec<Observed>> {
+    fn silent(&self, probes: &[Probe], tested: Option<Tested>) -> Result<Vec<Observed>> {
         let before = self.lab.lost()?;
-        let mut observed = self.at_once(probes, kube_proxy)?;
+        let mut observed = self.at_once(probes, tested)?;
         let lost: u64 = self.lab.lost()?.iter().sum::<u64>() - before.iter().sum::<u64>();
         let silent = [Observed::Untouched, Observed::Dropped];
         let leaves = |ip: IpAddr| leaves_lab(ip) && !self.added.borrow().contains(&ip);
         let leaving = |(probe, observed): &(&Probe, &Observed)| silent.contains(observed) && leaves(probe.1.destination.ip());
         let places: Vec<usize> = probes.iter().zip(&observed).enumerate().filter(|(_, one)| leaving(one)).map(|(place, _)| place).collect();
-        let all = |wanted: &Outcome| places.iter().all(|&place| probes[place].1.wanted(kube_proxy) == wanted);
+        let all = |wanted: &Outcome| places.iter().all(|&place| probes[place].1.wanted(tested) == wanted);
         let as_wanted = (all(&Outcome::Dropped) && lost == 0) || (all(&Outcome::Untouched) && lost >= places.len() as u64);
         if !as_wanted && probes.len() > 1 {
             // Which?
-            return probes.iter().map(|probe| self.silent(&[*probe], kube_proxy).map(|mut one| one.remove(0))).collect();
+            return probes.iter().map(|probe| self.silent(&[*probe], tested).map(|mut one| one.remove(0))).collect();
         }
         if !as_wanted {
             places.iter().for_each(|&place| observed[place] = if lost > 0 { Observed::Untouched } else { Observed::Dropped });
@@ -196,14 +196,14 @@ fn leaves_lab(ip: IpAddr) -> bool {
 }
 
 /// Carries out one probe. Where nobody answers it counts as what it was to be: untouched or dropped.
-fn observe(lab: &Lab, added: &BTreeSet<IpAddr>, (source, expectation): Probe, kube_proxy: Option<KubeProxyMode>) -> Result<Observed> {
+fn observe(lab: &Lab, added: &BTreeSet<IpAddr>, (source, expectation): Probe, tested: Option<Tested>) -> Result<Observed> {
     let (peer, proto) = (lab.find(source.name)?, proto(expectation.protocol));
-    let wanted = expectation.wanted(kube_proxy);
+    let wanted = expectation.wanted(tested);
     let silent = matches!(wanted, Outcome::Untouched | Outcome::Dropped);
-    let timeout = match (silent, kube_proxy) {
+    let timeout = match (silent, tested) {
         (true, _) => TIMEOUT_MS,
-        (false, None) => ANSWER_MS * u64::from(lab::patience()?),
-        (false, Some(_)) => PATIENT_MS,
+        (false, Some(Tested::KubeProxy(_))) => PATIENT_MS,
+        (false, _) => ANSWER_MS * u64::from(lab::patience()?),
     };
     let probe = Connect::new(expectation.destination, proto).timeout_ms(timeout);
     let count = match wanted {
@@ -214,7 +214,9 @@ fn observe(lab: &Lab, added: &BTreeSet<IpAddr>, (source, expectation): Probe, ku
         Outcome::Pinned { .. } => PER_BACKEND,
     };
     let counts = if matches!(proto, Proto::Udp | Proto::Icmp) || silent {
-        from_own_ports(peer, &probe, count, expectation.source_address(source))
+        // A socket that is bound to a loopback address cannot send anywhere else in IPv6 (docs/datapath.md).
+        let own = Some(expectation.source_address(source)).filter(|ip| *ip != Family::V6.loopback());
+        from_own_ports(peer, &probe, count, own.unwrap_or(Family::V6.unspecified()))
     } else {
         peer.spray(probe, count)
     };

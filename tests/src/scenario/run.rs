@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use proxy_core::model::ObjectName;
 
-use super::{Action, AddressChange, Expectation, Host, KubeProxyMode, Manifest, ObjectKind, Observed, Pins, Scenario};
+use super::{Action, AddressChange, Expectation, Host, Manifest, ObjectKind, Observed, Pins, Scenario, Tested};
 
 /// An expectation, from one of its sources.
 pub type Probe<'a> = (Host, &'a Expectation);
@@ -39,7 +39,7 @@ pub trait Executor {
     fn state(&mut self) -> String;
 
     /// The mode of kube-proxy, if the proxy under test is kube-proxy: then its [differences](super::Difference) count.
-    fn kube_proxy(&self) -> Option<KubeProxyMode> {
+    fn tested(&self) -> Option<Tested> {
         None
     }
 }
@@ -72,27 +72,27 @@ fn check(expectations: &[Expectation], executor: &mut dyn Executor, pins: &mut P
     let each = |expectation| move |source: &Host| (*source, expectation);
     let probes: Vec<Probe> = expectations.iter().flat_map(|e| e.sources.iter().map(each(e))).collect();
     let observed = executor.observe(&probes)?;
-    let kube_proxy = executor.kube_proxy();
+    let tested = executor.tested();
     let mut good = Vec::with_capacity(probes.len());
     for ((source, expectation), observed) in probes.iter().zip(&observed) {
-        good.push(expectation.holds(*source, observed, kube_proxy, pins));
-        pins.remember(*source, expectation.wanted(kube_proxy), observed);
+        good.push(expectation.holds(*source, observed, tested, pins));
+        pins.remember(*source, expectation.wanted(tested), observed);
     }
     if good.iter().all(|good| *good) {
         return Ok(());
     }
-    bail!("not as expected\n{}\n{}", table(&probes, &observed, &good, kube_proxy), executor.state());
+    bail!("not as expected\n{}\n{}", table(&probes, &observed, &good, tested), executor.state());
 }
 
 /// A listing of what was expected and what was seen.
-fn table(probes: &[Probe], observed: &[Observed], good: &[bool], kube_proxy: Option<KubeProxyMode>) -> String {
+fn table(probes: &[Probe], observed: &[Observed], good: &[bool], tested: Option<Tested>) -> String {
     let mut lines = vec![["line".into(), "flow".into(), "expected".into(), "actual".into()]];
     for (((source, expectation), observed), good) in probes.iter().zip(observed).zip(good) {
-        let differs = expectation.difference(kube_proxy).map_or("", |_| " (a difference)");
+        let differs = expectation.difference(tested).map_or("", |_| " (a difference)");
         lines.push([
             format!("{} {}", if *good { "  " } else { "✗ " }, expectation.line),
             format!("{} -> {}", source.name, expectation.target()),
-            format!("{}{differs}", expectation.wanted(kube_proxy)),
+            format!("{}{differs}", expectation.wanted(tested)),
             if *good { "as expected".into() } else { observed.to_string() },
         ]);
     }

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::object::{self, NODE};
 use super::run::Probe;
-use super::{AddressChange, Config, Executor, Host, Manifest, ObjectKind, Observed, Seen};
+use super::{AddressChange, Config, Executor, Host, Manifest, ObjectKind, Observed, Seen, Tested};
 use crate::agent::Mode;
 
 /// The objects of a cluster and what an agent makes of them. Serves as an executor: the model, which every dataplane is held to.
@@ -62,7 +62,7 @@ impl Model {
         packets.sort();
         let mut dataplanes = vec![json!({"mode": "nftables", "services": packets, "around": around})];
         if mode == Mode::Ebpf {
-            dataplanes.insert(0, json!({"mode": "ebpf", "services": self.forwarding.view(&Bpf)}));
+            dataplanes.insert(0, json!({"mode": "ebpf", "services": self.forwarding.view(&Bpf::new(&self.settings))}));
         }
         Ok(serde_json::to_value(dataplanes)?)
     }
@@ -70,7 +70,7 @@ impl Model {
     /// Whether eBPF translates at the sender's socket: that of a process on node1, where programs serve the destination.
     pub fn is_by_socket(&self, (from, expectation): &Probe) -> bool {
         let (to, protocol) = (expectation.destination, expectation.protocol.map(|protocol| protocol.to_string()));
-        let views = self.forwarding.view(&Bpf);
+        let views = self.forwarding.view(&Bpf::new(&self.settings));
         let served = |view: &ServiceView| view.view.frontends.iter().any(|f| f.ip == to.ip() && f.port == to.port());
         matches!(from.name, NODE | "a1" | "b1") && views.iter().any(|view| Some(&view.protocol) == protocol.as_ref() && served(view))
     }
@@ -185,8 +185,8 @@ impl Simulated for Bpf {
     const NAME: &'static str = "bpf";
     const IS_WHOLE: bool = false;
 
-    fn all(_: &Settings) -> Vec<(String, Self)> {
-        vec![("maps".into(), Bpf)]
+    fn all(settings: &Settings) -> Vec<(String, Self)> {
+        vec![("maps".into(), Bpf::new(settings))]
     }
 }
 
@@ -324,6 +324,11 @@ impl<L: Simulated> Executor for Lowered<L> {
             observed(verdict, probe.0)
         };
         Ok(probes.iter().map(one).collect())
+    }
+
+    fn tested(&self) -> Option<Tested> {
+        // What it leaves is for nobody else.
+        L::IS_WHOLE.then_some(Tested::Nftables)
     }
 
     fn state(&mut self) -> String {

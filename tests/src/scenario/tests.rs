@@ -145,8 +145,8 @@ impl Executor for Always {
         String::new()
     }
 
-    fn kube_proxy(&self) -> Option<KubeProxyMode> {
-        Some(self.0)
+    fn tested(&self) -> Option<Tested> {
+        Some(Tested::KubeProxy(self.0))
     }
 }
 

@@ -1,7 +1,8 @@
 //! Objects of the eBPF dataplane: entries of the maps that [`proxy_abi`] describes.
 //!
 //! The programs at the sockets serve what does not depend on a packet: ClusterIPs over TCP and UDP that nobody but the host is
-//! masqueraded for, whose clients do not stay with a backend. All else they leave to the packets' own way.
+//! masqueraded for, whose clients do not stay with a backend. All else they leave to the packets' own way, but for NodePorts on ::1,
+//! which packets cannot reach: the host's own sockets are translated, by the NodePort without an address.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -14,9 +15,10 @@ use super::{Lowering, ObjectsOf, StepOf};
 use crate::forward::{Flow, SourceSeen, Verdict};
 use crate::ledger::{Objects, Step};
 use crate::model::{Address, Family, Frontend, ObjectName, Protocol, ServicePortName, label};
-use crate::route::{Entry, EntryKind, Masquerade, Pool, PortKey, Route, Treatment};
+use crate::route::{Entry, EntryKind, Masquerade, Pool, PortKey, Route, Treatment, Way};
+use crate::settings::Settings;
 use crate::slots::{Observed, Place, Seat};
-use crate::surroundings::Surroundings;
+use crate::surroundings::{Origin, Sender, Surroundings};
 use crate::view::{FrontendView, PortView, ServiceView, To, Views};
 
 /// An entry of a map. Ordered so that what is pointed at comes before what points there.
@@ -47,7 +49,17 @@ pub enum Value {
 
 /// Both families share the maps.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Bpf;
+pub struct Bpf {
+    /// NodePorts are served on ::1, for the node itself (NP-07).
+    pub loopback: bool,
+}
+
+impl Bpf {
+    /// The maps as the operator wants them.
+    pub fn new(settings: &Settings) -> Self {
+        Self { loopback: settings.node_ports.names_loopback(Family::V6) }
+    }
+}
 
 impl Lowering for Bpf {
     type Key = Key;
@@ -71,7 +83,7 @@ impl Lowering for Bpf {
         for seat in seats {
             for Place { entry, number: service } in &seat.places {
                 let (service, frontend) = (*service, &entry.frontend);
-                let backends = match served(&seat.key, entry, seat.sticky.is_some()) {
+                let backends = match self.served(&seat.key, entry, seat.sticky.is_some()) {
                     Some(Served::By(pool)) => seat.pool(pool),
                     Some(Served::Refused) => &[],
                     None => continue,
@@ -124,7 +136,9 @@ impl Lowering for Bpf {
     }
 
     fn decide(&self, objects: &ObjectsOf<Self>, flow: &Flow) -> Verdict {
-        let frontend = flow.frontend().and_then(|frontend| objects.get(&Key::Frontend(frontend_key(&frontend))));
+        let to_loopback = flow.destination.ip() == Family::V6.loopback() && flow.origin == Origin::Host;
+        let frontend = if to_loopback { flow.node_port() } else { flow.frontend() };
+        let frontend = frontend.and_then(|frontend| objects.get(&Key::Frontend(frontend_key(&frontend))));
         let Some(Value::Frontend(frontend)) = frontend else { return Verdict::Untouched };
         let backends = (0..frontend.count).map(|slot| match objects.get(&Key::Slot(abi::SlotKey { service: frontend.service, slot })) {
             Some(Value::Slot(addr)) => Some(SocketAddr::from(from_addr(*addr))),
@@ -158,7 +172,7 @@ impl Lowering for Bpf {
     fn show(&self, route: &Route) -> Option<PortView> {
         let mut view = PortView::default();
         for entry in &route.entries {
-            match served(&route.key, entry, route.affinity.is_some()) {
+            match self.served(&route.key, entry, route.affinity.is_some()) {
                 None => {}
                 Some(Served::Refused) => view.frontends.push(FrontendView::new(&entry.frontend, To::SocketsRefused)),
                 Some(Served::By(pool)) => {
@@ -179,15 +193,22 @@ enum Served {
     Refused,
 }
 
-/// What the programs do with a frontend, if they serve it.
-fn served(port: &PortKey, entry: &Entry, is_sticky: bool) -> Option<Served> {
-    if entry.kind != EntryKind::ClusterIp || port.protocol == Protocol::Sctp {
-        return None;
-    }
-    match entry.treatment {
-        Treatment::Rejected => Some(Served::Refused),
-        Treatment::To(pool, Masquerade::Never | Masquerade::UnlessPod) if !is_sticky => Some(Served::By(pool)),
-        _ => None,
+impl Bpf {
+    /// What the programs do with a frontend, if they serve it.
+    fn served(&self, port: &PortKey, entry: &Entry, is_sticky: bool) -> Option<Served> {
+        if port.protocol == Protocol::Sctp {
+            return None;
+        }
+        match (entry.kind, entry.treatment) {
+            (EntryKind::ClusterIp, Treatment::Rejected) => Some(Served::Refused),
+            (EntryKind::ClusterIp, Treatment::To(pool, Masquerade::Never | Masquerade::UnlessPod)) if !is_sticky => Some(Served::By(pool)),
+            (EntryKind::NodePort, treatment) if self.loopback && port.family == Family::V6 => match treatment.way(Sender::Host, false) {
+                Way::Rejected => Some(Served::Refused),
+                Way::To(pool, _) if !is_sticky => Some(Served::By(pool)),
+                _ => None,
+            },
+            _ => None,
+        }
     }
 }
 

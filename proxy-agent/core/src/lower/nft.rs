@@ -44,6 +44,9 @@ pub struct Nft {
     pub pods: PodMatch,
     /// NodePorts are served on whatever address the host has when a packet comes; else on those of set `node-addresses`.
     pub any_node_port: bool,
+    /// NodePorts are served on 127.0.0.1, for the node itself. The kernel drops replies to such an address that come in by an
+    /// interface unless it is told that they may (`route_localnet`); then others must be kept out.
+    pub loopback: bool,
     /// The bits of a packet's mark that say "masquerade".
     pub masquerade_mark: u32,
     /// The kernel has the two fields of a packet that session affinity takes; without, there is no affinity.
@@ -70,7 +73,8 @@ impl Nft {
             LocalDetection::InterfacePrefix(prefix) => PodMatch::InterfacePrefix(prefix.clone()),
         };
         let (any_node_port, masquerade_mark) = (settings.node_ports.is_any(family), settings.masquerade_mark());
-        Self { family, pods, any_node_port, masquerade_mark, is_sticky: true }
+        let loopback = family == Family::V4 && settings.node_ports.names_loopback(family);
+        Self { family, pods, any_node_port, loopback, masquerade_mark, is_sticky: true }
     }
 }
 
@@ -94,7 +98,9 @@ impl Lowering for Nft {
             base.insert(Key::PodCidr(cidr), Value::Present);
         }
         if let NodePortScope::These(addresses) = surroundings.node_ports(self.family) {
-            base.extend(addresses.into_iter().map(|ip| (Key::NodeAddress(ip), Value::Present)));
+            // ::1 is left to sockets: the kernel takes no reply to it that comes in by another interface, translated back or not.
+            let by_packet = addresses.into_iter().filter(|ip| !ip.is_loopback() || self.loopback);
+            base.extend(by_packet.map(|ip| (Key::NodeAddress(ip), Value::Present)));
         }
         let cidrs = surroundings.service_cidrs(self.family).into_iter();
         base.extend(cidrs.map(|cidr| (Key::ServiceCidr(cidr), Value::Present)));

@@ -20,7 +20,7 @@ const STEPS_PER_BACKEND: usize = 7;
 
 #[test]
 fn a_slice_update_costs_what_it_changes_in_bpf() {
-    one_slice_update(Bpf);
+    one_slice_update(Bpf::default());
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn conflicts_touch_only_who_wins_and_loses() {
 /// What a commit prints: overwritten first, then deleted from what points to what is pointed at.
 #[test]
 fn steps_read_as_changes() {
-    let mut agent = Agent::new(Bpf, &Settings::default());
+    let mut agent = Agent::new(Bpf::default(), &Settings::default());
     agent.change(service(1, cluster_ip(1)));
     agent.change(slice(1, 1..3));
     agent.finish();

@@ -64,10 +64,17 @@ impl<'a> Definition<'a> {
         if cidrs.iter().any(|c| c.prefix_len() == 0) {
             return flow.is_to_host && !ip.is_loopback();
         }
+        if ip.is_loopback() {
+            // NP-07
+            let is_there = ip == family.loopback() || self.host().contains(&ip);
+            return [ip, family.loopback()].iter().all(|ip| cidrs.iter().any(|c| c.contains(*ip)))
+                && is_there
+                && flow.origin == Origin::Host;
+        }
         let own = self.node_ip(family).filter(|ip| addresses.primary && !ip.is_loopback());
         cidrs.extend(own.map(Cidr::host));
         let named = cidrs.iter().any(|c| c.contains(ip)) || (cidrs.is_empty() && self.settings.open_unnamed_families);
-        named && self.host().contains(&ip) && !ip.is_loopback()
+        named && self.host().contains(&ip)
     }
 
     fn services(&self) -> impl Iterator<Item = (&ObjectName, &Service)> {

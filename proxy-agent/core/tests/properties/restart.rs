@@ -62,7 +62,7 @@ proptest! {
             let value = proxy_abi::Frontend { service: id, count: low };
             observed.insert(bpf::Key::Frontend(proxy_abi::FrontendKey::new(addr, 6)), bpf::Value::Frontend(value));
         }
-        let mut agent = Agent::start(Bpf, forwarding(&Settings::default(), changes), observed);
+        let mut agent = Agent::start(Bpf::default(), forwarding(&Settings::default(), changes), observed);
         agent.finish();
         agent.check(&agent.kernel.0, &flows(), "kernel");
     }

@@ -98,6 +98,7 @@ pub(crate) fn settings() -> impl Strategy<Value = Settings> {
         NodePortAddresses { primary: true, cidrs: vec![cidr("10.0.0.0/8"), cidr("::/0")] },
         NodePortAddresses { primary: false, cidrs: vec![cidr("0.0.0.0/0")] },
         NodePortAddresses { primary: false, cidrs: vec![cidr("192.168.0.0/16"), cidr("127.0.0.0/8")] },
+        NodePortAddresses { primary: true, cidrs: vec![cidr("127.0.0.0/8"), cidr("::1/128")] },
     ]);
     (local, node_ports, prop::bool::weighted(0.2), any::<bool>()).prop_map(|(local, node_ports, masquerade_all, open)| Settings {
         node: "this".into(),

@@ -9,6 +9,8 @@ use super::{Chain, nat};
 
 /// NF_IP_PRI_FILTER (linux/netfilter_ipv4.h), `filter` for nft.
 const FILTER: i32 = 0;
+/// NF_IP_PRI_RAW, `raw` for nft: before connections are tracked.
+const RAW: i32 = -300;
 /// Before anything is translated.
 const SOURCES: i32 = -110;
 const REFUSE: &str = "refuse";
@@ -34,6 +36,13 @@ pub(super) fn chains(layout: &Layout) -> Vec<Chain> {
         let let_in = Key::new(family).destination(false).ip(Side::Source).outside("sources");
         let chain = Chain::at(name, ChainType::Filter, hook, SOURCES);
         chains.push(chain.rule([expr::is_new(), restricted, let_in, expr::drop_counted()]));
+    }
+    if layout.nft.loopback {
+        // What comes by a wire from or to a loopback address: the kernel lets it in where `route_localnet` is set. Replies have
+        // not been translated back here yet.
+        let foreign = |side| [expr::came_from_elsewhere(), expr::is_loopback(side), expr::drop_counted()];
+        let chain = Chain::at("loopback-prerouting", ChainType::Filter, Hook::PreRouting, RAW);
+        chains.push(chain.rule(foreign(Side::Destination)).rule(foreign(Side::Source)));
     }
     // Only what is new and has found no backend is looked at any further.
     let unserved = |to| [expr::is_new(), expr::is_not_translated(), expr::jump(to)];

@@ -61,7 +61,11 @@ fn sources(objects: &Table, frontend: Frontend) -> impl Iterator<Item = &Key> {
 
 fn serves_node_ports(nft: &Nft, objects: &Table, flow: &Flow) -> bool {
     let ip = flow.destination.ip();
-    if nft.any_node_port { flow.is_to_host && !ip.is_loopback() } else { objects.contains_key(&Key::NodeAddress(ip)) }
+    if nft.any_node_port {
+        flow.is_to_host && !ip.is_loopback()
+    } else {
+        objects.contains_key(&Key::NodeAddress(ip)) && !flow.is_to_loopback_of_another()
+    }
 }
 
 fn sender(nft: &Nft, objects: &Table, flow: &Flow) -> Sender {
