@@ -15,6 +15,8 @@ mount -t tmpfs run /run
 mount -t tmpfs tmp /tmp
 hostname vm
 ip link set lo up
+# Scenarios set its timeouts before an agent has it loaded.
+modprobe nf_conntrack
 set +e
 sh -e /commands
 status=$?
