@@ -25,7 +25,7 @@ pub(crate) fn run(services: u32, load: Meter, change: Meter) -> Vec<Row> {
     let mut forwarding = Forwarding::default();
     let mut selected = cases.load(&mut forwarding);
     let changes = cases.change(&mut forwarding);
-    cases.lowering("bpf", || Bpf::default(), &mut forwarding, &changes);
+    cases.lowering("bpf", Bpf::default, &mut forwarding, &changes);
     cases.lowering("nft", || Nft::new(Family::V4, &Settings::default()), &mut forwarding, &changes);
     // The changes share what they say with those that took them in.
     drop(changes);
