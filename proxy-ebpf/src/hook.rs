@@ -154,10 +154,11 @@ fn obey<F: Family>(context: &SockAddrContext, verdict: Verdict) -> i32 {
             PROCEED
         }
         Verdict::Refused => {
-            if REFUSE_WITH_ERRNO.load() != 0 {
-                // SAFETY: the helper takes a number and touches no memory of ours.
-                unsafe { bpf_set_retval(-ECONNREFUSED) };
+            if REFUSE_WITH_ERRNO.load() == 0 {
+                return PROCEED;
             }
+            // SAFETY: the helper takes a number and touches no memory of ours.
+            unsafe { bpf_set_retval(-ECONNREFUSED) };
             FAIL
         }
     }

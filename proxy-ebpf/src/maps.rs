@@ -34,8 +34,8 @@ pub(crate) static REVERSE: LruHashMap<SocketKey, Addr> = LruHashMap::pinned(capa
 #[unsafe(no_mangle)]
 pub(crate) static UDP_IDLE_NS: Global<u64> = Global::new(120_000_000_000);
 
-/// Whether a refused call fails with ECONNREFUSED. Set to 0 before kernel 6.1, where a program cannot name the error: the call
-/// fails with EPERM then.
+/// Whether a refused call fails here, with ECONNREFUSED. Set to 0 before kernel 6.1, where a program cannot name the error, and the
+/// call would fail with EPERM: its packets go to the node's rules then, which refuse them.
 #[unsafe(no_mangle)]
 pub(crate) static REFUSE_WITH_ERRNO: Global<u8> = Global::new(1);
 

@@ -25,7 +25,7 @@ fn random_changes_under_load_refuse_lose_and_mislead_nobody() {
 }
 
 #[test]
-fn a_foreign_flush_under_load_is_over_with_the_repair() {
+fn a_foreign_flush_under_load_costs_no_connection_that_was_there() {
     if lab::available() {
         flushed().unwrap_or_else(|error| panic!("{error:?}"));
     }
@@ -49,15 +49,11 @@ fn flushed() -> Result<()> {
     let after = micros();
     rig.reaches("10.96.0.10:80/tcp", &["b1", "a2", "b2"])?;
     for held in held {
-        held?.echo()?.into_answer().context("a connection that was there")?;
+        held?.echo()?.into_answer().context("a connection that was there, and idle")?;
     }
     for lasting in lasting {
         let report = lasting?.stop()?;
-        // With the last NAT chain the kernel translates nothing more, so that an answer on its way comes from an unknown address, and is
-        // reset: of a connection that is never silent, and of those that follow it until the repair.
-        let later = report.failures.iter().filter(|failure| failure.at_us > after).count();
-        ensure!(later == 0 && report.counts.answered() > 20, "never silent, flushed at {before}, repaired by {after}: {report:?}");
-        eprintln!("a connection that was never silent was lost {} times", report.counts.failed());
+        ensure!(report.counts.failed() == 0 && report.counts.answered() > 20, "a connection that was there, and never silent: {report:?}");
     }
     for new in new {
         let report = new?.stop()?;

@@ -311,6 +311,19 @@ impl Lab {
         network::ip_batch(Some(&format!("{}-{place}", self.name)), lines)
     }
 
+    /// Has the nodes' connection tracking forget TCP connections a second after their end, not a minute or two: thousands of them
+    /// would fill it, and one that comes from the port of an ended one would go where that went (a server that ended it first
+    /// leaves it in TIME_WAIT, where a new SYN is not translated anew).
+    pub fn forget_ended_soon(&self) -> Result<()> {
+        for node in &self.nodes {
+            for state in ["time_wait", "close", "close_wait", "last_ack", "fin_wait"] {
+                let path = format!("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_{state}");
+                netns::inside(node.netns(), || fs::write(&path, "1").with_context(|| path.clone()))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Runs a ruleset through `nft -f` in such a namespace.
     pub fn nft(&self, place: &str, ruleset: &str) -> Result<()> {
         let mut command = Command::new("ip");

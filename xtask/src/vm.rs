@@ -27,8 +27,7 @@ const PACKAGES: [Package; 3] = [
 ];
 
 /// Scenarios that kernels may differ in: what chooses, remembers, refuses, drops, masquerades; ranges; SCTP. All would take an hour.
-const SCENARIOS: [&str; 13] = [
-    "affinity",
+const SCENARIOS: [&str; 12] = [
     "affinity-endpoint-gone",
     "affinity-restart",
     "external-local",

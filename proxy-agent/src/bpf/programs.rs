@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::{Context, anyhow};
 use aya::programs::CgroupSockAddr;
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
-use tracing::{info, warn};
+use tracing::info;
 
 use super::sys;
 
@@ -40,7 +40,7 @@ pub(super) fn start(dir: &Path, cgroup: &Path, host: Option<u64>) -> anyhow::Res
     // All are loaded before the first is attached: either the kernel takes all or nothing changes.
     let mut ebpf = load(dir, true, host).or_else(|error| {
         let ebpf = load(dir, false, host).map_err(|_| error)?;
-        warn!("this kernel is older than 6.1: connections to Services without endpoints fail with EPERM instead of ECONNREFUSED");
+        info!("this kernel is older than 6.1: connections to Services without endpoints are refused by nftables rules, not at the socket");
         anyhow::Ok(ebpf)
     })?;
     for (name, attach_type) in PROGRAMS {

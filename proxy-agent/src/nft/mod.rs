@@ -13,6 +13,7 @@ mod datatype;
 mod element;
 mod expr;
 mod flaw;
+mod hold;
 pub mod kube_proxy;
 mod layout;
 mod localnet;
@@ -47,6 +48,8 @@ pub struct NftTable {
     layout: Layout,
     socket: Socket,
     monitor: Option<Arc<Monitor>>,
+    /// What keeps the kernel translating when somebody flushes everything.
+    hold: Option<Socket>,
 }
 
 impl NftTable {
@@ -67,15 +70,20 @@ impl NftTable {
         bail!("nf_tables ({}) refuses the table that Services need: {reason}", nft.family)
     }
 
-    /// The same table, of which the monitor tells what others change.
+    /// The same table, of which the monitor tells what others change, and whose connections do not suffer from it.
     pub fn watched(mut self, monitor: &Arc<Monitor>) -> anyhow::Result<Self> {
         monitor.spare(self.socket.port()?);
         self.monitor = Some(Arc::clone(monitor));
+        let family = self.layout.nft.family;
+        match hold::open(&self.layout) {
+            Ok(hold) => self.hold = Some(hold),
+            Err(reason) => tracing::warn!(%family, "connections may be reset when somebody flushes all tables: {reason:#}"),
+        }
         Ok(self)
     }
 
     fn open_with(layout: Layout) -> anyhow::Result<Result<Self, Failure>> {
-        let mut table = Self { layout, socket: Socket::open()?, monitor: None };
+        let mut table = Self { layout, socket: Socket::open()?, monitor: None, hold: None };
         let first = table.socket.take_seq(1024);
         let trial = table.layout.trial(first);
         let count = trial.len();

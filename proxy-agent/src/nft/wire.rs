@@ -4,6 +4,7 @@
 /// Numbers of linux/netfilter/nf_tables.h that libc lacks.
 pub(super) mod nfta {
     pub(crate) const TABLE_NAME: u16 = 1;
+    pub(crate) const TABLE_FLAGS: u16 = 2;
     pub(crate) const TABLE_USERDATA: u16 = 6;
     pub(crate) const CHAIN_TABLE: u16 = 1;
     pub(crate) const CHAIN_NAME: u16 = 3;

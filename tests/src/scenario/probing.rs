@@ -41,7 +41,10 @@ impl Probing {
     /// A lab of two nodes.
     pub(super) fn new() -> Result<Self> {
         let sctp = lab::has_sockets(Proto::Sctp);
-        Ok(Self { lab: Lab::new(LabOptions::default())?, listening: RefCell::default(), added: RefCell::default(), sctp })
+        let lab = Lab::new(LabOptions::default())?;
+        // What is expected of new connections must not meet what has become of those before.
+        lab.forget_ended_soon()?;
+        Ok(Self { lab, listening: RefCell::default(), added: RefCell::default(), sctp })
     }
 
     /// The lab.

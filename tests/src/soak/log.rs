@@ -1,5 +1,6 @@
 //! What the agent says of its commits, read as it is written.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
@@ -13,6 +14,8 @@ use crate::lab::{Program, Seen, wait};
 pub(super) struct Log {
     path: PathBuf,
     offset: u64,
+    /// Lines that have been read and not looked at.
+    lines: VecDeque<String>,
     /// The next commit is of what went out of use a while ago.
     sweeps: bool,
 }
@@ -20,13 +23,14 @@ pub(super) struct Log {
 impl Log {
     /// The log of a program, from here on.
     pub(super) fn of(program: &Program) -> Self {
-        Self { path: program.log_path().to_path_buf(), offset: program.log().len() as u64, sweeps: false }
+        Self { path: program.log_path().to_path_buf(), offset: program.log().len() as u64, lines: VecDeque::new(), sweeps: false }
     }
 
     /// Waits for the commit of a change, and returns how long it took, in microseconds.
     pub(super) fn commit(&mut self, agent: &Agent) -> Result<u64> {
         wait(DEADLINE, "the commit of a change", || {
-            for line in self.lines()? {
+            self.read()?;
+            while let Some(line) = self.lines.pop_front() {
                 if !line.contains("nftables IPv4") {
                     continue;
                 }
@@ -41,14 +45,15 @@ impl Log {
         })
     }
 
-    /// The whole lines that are new.
-    fn lines(&mut self) -> Result<Vec<String>> {
+    /// Takes in the whole lines that are new.
+    fn read(&mut self) -> Result<()> {
         let mut file = File::open(&self.path).with_context(|| self.path.display().to_string())?;
         file.seek(SeekFrom::Start(self.offset))?;
         let mut text = String::new();
         file.read_to_string(&mut text)?;
         let whole = text.rfind('\n').map_or(0, |end| end + 1);
         self.offset += whole as u64;
-        Ok(text[..whole].lines().map(str::to_owned).collect())
+        self.lines.extend(text[..whole].lines().map(str::to_owned));
+        Ok(())
     }
 }

@@ -6,12 +6,13 @@ mod services;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::agent::{Agent, DEADLINE, Mode, Source};
@@ -27,10 +28,10 @@ const CLIENTS: [&str; 2] = ["a1", "node1"];
 const THREADS: u32 = 4;
 /// Connections to a Service between its being added and deleted.
 const EPHEMERAL: usize = 10;
+/// How the names of chains begin that pick a backend.
+const PICKING: [&str; 3] = ["pick-", "stick-", "no-backend"];
 /// Longest pause between two changes, in milliseconds.
 const PAUSE: u64 = 100;
-/// In seconds, in conntrack's table, instead of a minute or two: as many new connections as this makes would fill it.
-const TIMEOUTS: [&str; 4] = ["time_wait", "close", "last_ack", "fin_wait"];
 
 /// What to do.
 #[derive(Clone, Debug)]
@@ -61,6 +62,8 @@ pub struct Report {
     pub seen: Stormed,
     /// Answers by an endpoint out of use, as text.
     pub stale: Vec<String>,
+    /// New connections that our rules have dropped for want of a backend, though there were some. (A client's second try hides it.)
+    pub dropped: u64,
     /// Changes by kind.
     pub changes: BTreeMap<&'static str, u64>,
     /// How long each commit took, in microseconds.
@@ -74,7 +77,7 @@ impl Report {
     ///
     /// As said.
     pub fn verdict(&self) -> Result<()> {
-        let is_good = self.seen.failed.failed() == 0 && self.stale.is_empty();
+        let is_good = self.seen.failed.failed() == 0 && self.stale.is_empty() && self.dropped == 0;
         ensure!(is_good, "{self}\nfailures: {:#?}\nstale: {:#?}", self.seen.failures, self.stale);
         Ok(())
     }
@@ -89,6 +92,7 @@ impl fmt::Display for Report {
         let other: u64 = failed.errors.values().sum();
         writeln!(f, "refused {}, lost {}, other errors {other} {:?}", failed.refused, failed.timeouts, failed.errors)?;
         writeln!(f, "answered by an endpoint out of use: {}", self.stale.len())?;
+        writeln!(f, "packets dropped for want of a backend: {}", self.dropped)?;
         writeln!(f, "answered late, after a packet was sent again: {}", self.seen.late)?;
         writeln!(f, "changes: {} {:?}", self.changes.values().sum::<u64>(), self.changes)?;
         let mut commits = self.commits.clone();
@@ -143,7 +147,7 @@ impl Rig {
         let (report, started) = (Report::default(), Instant::now());
         let mut rig =
             Self { lab, agent, log, dir, services, raging: Vec::new(), gone: BTreeMap::new(), random: plan.seed, report, started };
-        rig.forget_soon()?;
+        rig.lab.forget_ended_soon()?;
         let dsts: Vec<SocketAddr> = rig.services.usable().into_keys().collect();
         let targets = dsts.iter().map(|&dst| Target { dst, server: None }).collect();
         let seen = rig.lab.pod("a1").watch(Watch { targets, pause_us: 1000, limit_ms: 20_000 })?;
@@ -154,16 +158,6 @@ impl Rig {
         }
         rig.started = Instant::now();
         Ok(rig)
-    }
-
-    fn forget_soon(&self) -> Result<()> {
-        for node in ["node1", "node2"] {
-            for timeout in TIMEOUTS {
-                let path = format!("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_{timeout}");
-                self.lab.inside(node, || fs::write(&path, "1").with_context(|| path.clone()))?;
-            }
-        }
-        Ok(())
     }
 
     fn churn(&mut self, plan: &Plan) -> Result<()> {
@@ -252,6 +246,18 @@ impl Rig {
         Ok(all)
     }
 
+    /// What the rules of chains that pick a backend have dropped, of those chains that are there.
+    fn dropped(&self) -> Result<u64> {
+        let mut nft = Command::new("nft");
+        nft.args(["-j", "list", "table", "ip", "proxy-agent"]);
+        let listed: Value = serde_json::from_slice(&self.lab.output_on_node(1, nft)?.stdout).context("nft -j list table")?;
+        let rules = listed["nftables"].as_array().context("no table")?.iter().filter_map(|object| object.get("rule"));
+        let picking = rules.filter(|rule| rule["chain"].as_str().is_some_and(|chain| PICKING.iter().any(|start| chain.starts_with(start))));
+        let exprs: Vec<&Value> = picking.filter_map(|rule| rule["expr"].as_array()).flatten().collect();
+        ensure!(!exprs.is_empty(), "no chain that picks a backend: {listed}");
+        Ok(exprs.iter().filter_map(|expr| expr["counter"]["packets"].as_u64()).sum())
+    }
+
     fn end(mut self) -> Result<Report> {
         self.report.time = self.started.elapsed();
         let mut seen = Stormed::default();
@@ -259,6 +265,7 @@ impl Rig {
             seen.merge(raging.stop()?);
         }
         self.check(&seen, |_| true);
+        self.report.dropped = self.dropped()?;
         self.report.seen = seen;
         Ok(self.report)
     }

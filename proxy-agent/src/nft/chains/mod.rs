@@ -105,10 +105,12 @@ impl Chain {
         Self { name: name.into(), hook: None, rules: Vec::new() }
     }
 
+    /// One that packets come to by themselves.
     pub(super) fn at(name: &str, kind: ChainType, hook: Hook, priority: i32) -> Self {
         Self { hook: Some((kind, hook, priority)), ..Self::new(name) }
     }
 
+    /// With a rule more.
     pub(super) fn rule<const N: usize>(mut self, parts: [Vec<Expr>; N]) -> Self {
         self.rules.push((None, parts.into_iter().flatten().collect()));
         self
