@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use proxy_tests::bench::{self, Plan, Proxy, Results};
+use proxy_tests::bench::{self, Kind, Plan, Proxy, Results};
 use proxy_tests::lab;
 
 const CHANGES: usize = 2;
@@ -52,7 +52,7 @@ fn complete(results: &Results) -> Result<()> {
         let start = run.start.as_ref().with_context(|| format!("{run:?}"))?;
         ensure!(start.first.is_some() && start.last >= start.first && start.cpu > 0.0, "{start:?}");
         ensure!(run.peak_memory.is_some_and(|bytes| bytes > 1 << 20), "{run:?}");
-        ensure!(run.changes.len() == 3, "{run:?}");
+        ensure!(run.changes.len() == Kind::ALL.len(), "{run:?}");
         for series in run.changes.iter().chain([run.alone.as_ref().context("no commits alone")?]) {
             ensure!([&series.latency, &series.write, &series.seen].iter().all(|times| times.len() == CHANGES), "{series:?}");
             ensure!(series.commit.is_some() && series.cpu > 0.0 && !series.gave_up, "{series:?}");

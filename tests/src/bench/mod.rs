@@ -22,7 +22,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 pub use plan::{Plan, Proxy};
-pub use results::Results;
+pub use results::{Kind, Results};
 
 use crate::manifest::save;
 use rig::Rig;

@@ -52,7 +52,7 @@ fn errors_name_file_and_line() {
         (format!("{head}--- expect\na1 -> 10.96.0.10:80/tcp => 10.1.1.2:80, fast\n"), "x.txt:4: \"fast\""),
         (format!("{head}kube-proxy: not run\n"), "x.txt:3: want ... because REASON"),
         (format!("{head}kube-proxy: run because it can\n"), "x.txt:3: \"run\": want \"objects past the API server\" or \"not run\""),
-        (format!("{head}--- expect\n  kube-proxy => refused because X\n"), "x.txt:4: kube-proxy differs from an expectation"),
+        (format!("{head}--- expect\n  kube-proxy => refused because X\n"), "x.txt:4: a difference from an expectation"),
         (format!("{one}  kube-proxy => untouched\n"), "x.txt:5: want ... because REASON"),
         (format!("{one}  kube-proxy => untouched because \n"), "x.txt:5: want ... because REASON"),
         (format!("{one}  kube-proxy => refused because X\n"), "x.txt:5: refused: that is no difference"),
