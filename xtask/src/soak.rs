@@ -9,15 +9,9 @@ use crate::run;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// How long
-    #[arg(long, default_value_t = 10)]
-    minutes: u64,
-    /// New connections a second, as far as the machine can
-    #[arg(long, default_value_t = 10_000)]
-    rate: u64,
-    /// What the random choices are made from
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
+    /// For `proxy-lab soak`, which has their defaults: `--minutes N`, `--rate N`, `--seed N`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    more: Vec<String>,
 }
 
 /// Builds everything in release and runs it.
@@ -26,6 +20,5 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let lab = built(RELEASE, "proxy-lab");
     let mut soak = Command::new(&lab);
     soak.env("PROXY_AGENT", built(RELEASE, "proxy-agent")).env("PROXY_LAB", &lab).arg("soak");
-    soak.args(["--minutes", &args.minutes.to_string(), "--rate", &args.rate.to_string(), "--seed", &args.seed.to_string()]);
-    run::run(&mut soak)
+    run::run(soak.args(&args.more))
 }
