@@ -33,6 +33,13 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// Events that are taken in before they go to the kernel together.
 const AT_ONCE: usize = 4096;
 
+/// What is done about Services once the kernel has what they want (SYNC-18).
+pub trait Follower: Send {
+    /// Every dataplane has what these Services want now. They may be gone, and may be the same as before. Called in the loop: what
+    /// takes time is done elsewhere.
+    fn follow(&mut self, forwarding: &Forwarding, services: &BTreeSet<ObjectName>);
+}
+
 /// Everything that the loop holds.
 pub struct Agent {
     forwarding: Forwarding,
@@ -44,6 +51,9 @@ pub struct Agent {
     alarm: Alarm,
     repairs: Arc<Repairs>,
     once_filled: Option<Box<dyn FnOnce() + Send>>,
+    followers: Vec<Box<dyn Follower>>,
+    /// Services that have changed since the followers were last told.
+    unfollowed: BTreeSet<ObjectName>,
 }
 
 /// One dataplane, and when to come back to it.
@@ -73,12 +83,19 @@ impl Agent {
             alarm,
             repairs: Arc::default(),
             once_filled: None,
+            followers: Vec::new(),
+            unfollowed: BTreeSet::new(),
         }
     }
 
     /// Has something done as soon as everything that is wanted is in place, in all dataplanes.
     pub fn once_filled(&mut self, action: impl FnOnce() + Send + 'static) {
         self.once_filled = Some(Box::new(action));
+    }
+
+    /// Has Services followed from the first sync on, when all of them are new.
+    pub fn followed_by(&mut self, follower: impl Follower + 'static) {
+        self.followers.push(Box::new(follower));
     }
 
     /// What has been repaired, for metrics.
@@ -110,6 +127,7 @@ impl Agent {
                 () = self.alarm.notified() => self.hear(Instant::now()),
                 () = timer => self.come_back(Instant::now()),
             }
+            self.tell_followers();
             if let Some(action) =
                 self.once_filled.take_if(|_| self.synced.is_some() && self.programmers.iter().all(|p| p.programmer.is_filled()))
             {
@@ -153,8 +171,22 @@ impl Agent {
                 slot.sync(&self.forwarding, &touched, false);
             }
         }
+        if !self.followers.is_empty() {
+            self.unfollowed.extend(touched.iter().cloned());
+        }
         if before.is_none() {
             info!(services = touched.len(), duration = ?start.elapsed(), "first sync");
+        }
+    }
+
+    /// A dataplane that is down has not written what they want; what it refuses of some objects holds up nobody else's.
+    fn tell_followers(&mut self) {
+        if self.unfollowed.is_empty() || self.programmers.iter().any(|slot| slot.down) {
+            return;
+        }
+        let services = std::mem::take(&mut self.unfollowed);
+        for follower in &mut self.followers {
+            follower.follow(&self.forwarding, &services);
         }
     }
 

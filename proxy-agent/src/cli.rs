@@ -3,18 +3,15 @@
 mod serving;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
-use tracing::info;
 
-use crate::agent::Agent;
 use crate::bpf::{BpfMaps, BpfOptions};
-use crate::dataplane::Alarm;
-use crate::host::Addresses;
-use crate::{coexist, dump, log, modes, source};
+use crate::config::{Config, ConntrackSettings, Source};
+use crate::source::kube::KubeConfig;
+use crate::{coexist, dump, log, modes, run};
 use serving::Serving;
 
 /// A Kubernetes Service proxy: programs the kernel so that connections to a Service reach its endpoints.
@@ -124,7 +121,7 @@ pub fn main(cli: Cli) -> anyhow::Result<()> {
         Command::Run(args) => {
             log::start(args.place.log_format, &args.place.log_level)?;
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("starting threads")?;
-            runtime.block_on(run(args))
+            runtime.block_on(run::run(args.config()?))
         }
         Command::Dump(args) => {
             log::start(args.place.log_format, &args.place.log_level)?;
@@ -143,40 +140,28 @@ pub fn main(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
-async fn run(args: RunArgs) -> anyhow::Result<()> {
-    let settings = args.serving.settings()?;
-    info!(version = env!("CARGO_PKG_VERSION"), mode = ?args.proxy_mode, node = %settings.node, "proxy-agent starts");
-    serving::report(&settings);
-    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
-    // Roughly one chunk of a list: the sources wait while the kernel is written.
-    let (sender, events) = mpsc::channel(4096);
-    let host = tokio::spawn(Addresses::start(sender.clone()).await?.watch());
-    let node = settings.node.clone();
-    let source = match args.manifests {
-        Some(dir) => tokio::spawn(source::manifests::watch(dir, node, sender)),
-        None => {
-            let config = source::kube::KubeConfig { kubeconfig: args.kubeconfig, server: args.master };
-            tokio::spawn(source::kube::watch(config, node, sender))
-        }
-    };
-    let alarm = Alarm::default();
-    let programmers = modes::programmers(args.proxy_mode, args.place.bpf(args.cgroup), &settings, &alarm)?;
-    let mut agent = Agent::new(settings, programmers, alarm);
-    let found = tokio::task::spawn_blocking(coexist::look).await.context("looking for a kube-proxy")?;
-    let remove = args.remove_kube_proxy_rules;
-    found.report(remove);
-    agent.once_filled(move || drop(tokio::spawn(coexist::migrate(found, remove))));
-    let agent = tokio::spawn(agent.run(events));
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        ended = source => {
-            ended.context("the source of Services stopped")??;
-        }
-        ended = host => ended.context("the watch of the host's addresses stopped")?,
-        ended = agent => ended.context("the agent's loop stopped")?,
+impl RunArgs {
+    fn config(self) -> anyhow::Result<Config> {
+        let settings = self.serving.settings()?;
+        serving::report(&settings);
+        let source = match self.manifests {
+            Some(dir) => Source::Manifests(dir),
+            None => Source::Kube(KubeConfig { kubeconfig: self.kubeconfig, server: self.master }),
+        };
+        Ok(Config {
+            mode: self.proxy_mode,
+            settings,
+            source,
+            bpf: self.place.bpf(self.cgroup),
+            remove_kube_proxy_rules: self.remove_kube_proxy_rules,
+            healthz: None,
+            metrics: None,
+            bind_hard_fail: false,
+            profiling: false,
+            sync_period: Duration::from_secs(30),
+            min_sync_period: Duration::ZERO,
+            conntrack: ConntrackSettings::default(),
+            oom_score_adj: None,
+        })
     }
-    info!("proxy-agent stops; what is programmed stays (`proxy-agent cleanup` removes it)");
-    Ok(())
 }

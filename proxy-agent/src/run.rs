@@ -1,0 +1,53 @@
+//! One run of the agent, from its configuration to its end: which parts there are and how they are joined.
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tracing::info;
+
+use crate::agent::Agent;
+use crate::config::{Config, Source};
+use crate::dataplane::Alarm;
+use crate::host::Addresses;
+use crate::recorder::Recorder;
+use crate::{coexist, modes, source};
+
+/// Serves until a signal ends it. What is programmed stays.
+///
+/// # Errors
+///
+/// This host, or this configuration, cannot work; with the way out.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let settings = config.settings;
+    info!(version = env!("CARGO_PKG_VERSION"), mode = ?config.mode, node = %settings.node, "proxy-agent starts");
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+    // Roughly one chunk of a list: the sources wait while the kernel is written.
+    let (sender, events) = mpsc::channel(4096);
+    let host = tokio::spawn(Addresses::start(sender.clone()).await?.watch());
+    let (_recorder, _notices) = Recorder::new();
+    let node = settings.node.clone();
+    let source = match config.source {
+        Source::Manifests(dir) => tokio::spawn(source::manifests::watch(dir, node, sender)),
+        Source::Kube(kube) => tokio::spawn(source::kube::watch(kube, node, sender)),
+    };
+    let alarm = Alarm::default();
+    let programmers = modes::programmers(config.mode, config.bpf, &settings, &alarm)?;
+    let mut agent = Agent::new(settings, programmers, alarm);
+    let found = tokio::task::spawn_blocking(coexist::look).await.context("looking for a kube-proxy")?;
+    let remove = config.remove_kube_proxy_rules;
+    found.report(remove);
+    agent.once_filled(move || drop(tokio::spawn(coexist::migrate(found, remove))));
+    let agent = tokio::spawn(agent.run(events));
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        ended = source => {
+            ended.context("the source of Services stopped")??;
+        }
+        ended = host => ended.context("the watch of the host's addresses stopped")?,
+        ended = agent => ended.context("the agent's loop stopped")?,
+    }
+    info!("proxy-agent stops; what is programmed stays (`proxy-agent cleanup` removes it)");
+    Ok(())
+}
