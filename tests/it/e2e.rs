@@ -51,6 +51,7 @@ fn run(mode: Mode) -> Result<()> {
     agent.start(&lab)?;
     let mut rig = Rig { lab, plane, agent };
     let result = serves(&mut rig)
+        .and_then(|()| records_events(&rig))
         .and_then(|()| follows_its_node(&rig))
         .and_then(|()| outlives_the_api_server(&mut rig))
         .and_then(|()| cleans_up(&mut rig));
@@ -88,6 +89,18 @@ fn serves(rig: &mut Rig) -> Result<()> {
         _ => Ok(Seen::Done(())),
     };
     rig.lab.wait(DEADLINE, "default/kubernetes to be served", connects)
+}
+
+/// API-06: with the rights of `system:node-proxier`, and where `kubectl describe node` looks.
+fn records_events(rig: &Rig) -> Result<()> {
+    let about_node = "involvedObject.kind=Node,involvedObject.name=node1,involvedObject.uid=node1";
+    rig.lab.wait(DEADLINE, "the event that the agent starts", || {
+        let events = rig.plane.kubectl(&["get", "events", "--field-selector", about_node, "-o", "json"], None)?;
+        let events: Value = serde_json::from_str(&events)?;
+        let items = events["items"].as_array().context("items")?.clone();
+        let starts = items.iter().any(|e| e["reason"] == "Starting" && e["type"] == "Normal" && e["reportingComponent"] == "proxy-agent");
+        Ok(if starts { Seen::Done(()) } else { Seen::not_yet(format!("{items:#?}")) })
+    })
 }
 
 /// The Node's address serves NodePorts, and what is on this Node is local; ServiceCIDRs come and go.

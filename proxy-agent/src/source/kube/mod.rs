@@ -1,5 +1,6 @@
 //! Services, EndpointSlices, the own Node and ServiceCIDRs from a Kubernetes API server. The only module that names a Kubernetes client.
 
+mod events;
 mod failure;
 mod list;
 mod proto;
@@ -19,6 +20,7 @@ use tokio::time::timeout;
 use self::resource::{EndpointSlices, OwnNode, ServiceCidrs, Services};
 use self::watch::Watch;
 use super::Sender;
+pub use events::post;
 
 /// How long Services wait for what is around them. A server that answers at all does so within milliseconds.
 const AROUND_FIRST: Duration = Duration::from_secs(60);
