@@ -8,6 +8,7 @@ pub mod config;
 pub mod dataplane;
 pub mod dump;
 pub mod host;
+pub mod lead;
 pub mod log;
 pub mod modes;
 pub mod nft;

@@ -1,16 +1,22 @@
 //! One run of the agent, from its configuration to its end: which parts there are and how they are joined.
 
+use std::time::Duration;
+
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use tracing::info;
+use tokio::time::timeout;
+use tracing::{info, warn};
 
 use crate::agent::Agent;
 use crate::config::{Config, Source};
 use crate::dataplane::Alarm;
 use crate::host::Addresses;
-use crate::recorder::Recorder;
-use crate::{coexist, modes, source};
+use crate::recorder::{Recorder, Severity};
+use crate::{coexist, lead, modes, source};
+
+/// How long what has arrived may take to be in place when the agent is to stop.
+const FLUSH: Duration = Duration::from_secs(10);
 
 /// Serves until a signal ends it. What is programmed stays.
 ///
@@ -20,14 +26,22 @@ use crate::{coexist, modes, source};
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let settings = config.settings;
     info!(version = env!("CARGO_PKG_VERSION"), mode = ?config.mode, node = %settings.node, "proxy-agent starts");
-    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+    let mut stop = Stop::new()?;
+    let (recorder, notices) = Recorder::new();
+    let node = settings.node.clone();
+    if let Source::Kube(kube) = &config.source {
+        tokio::spawn(source::kube::post(kube.clone(), node.clone(), notices));
+    }
+    // API-06
+    recorder.node(Severity::Normal, "Starting", format!("proxy-agent {} starts", env!("CARGO_PKG_VERSION")));
+    let _lead = tokio::select! {
+        lead = lead::take(&recorder) => lead?,
+        () = stop.asked() => return Ok(()),
+    };
     // Roughly one chunk of a list: the sources wait while the kernel is written.
     let (sender, events) = mpsc::channel(4096);
-    let host = tokio::spawn(Addresses::start(sender.clone()).await?.watch());
-    let (_recorder, _notices) = Recorder::new();
-    let node = settings.node.clone();
-    let source = match config.source {
+    let mut host = tokio::spawn(Addresses::start(sender.clone()).await?.watch());
+    let mut source = match config.source {
         Source::Manifests(dir) => tokio::spawn(source::manifests::watch(dir, node, sender)),
         Source::Kube(kube) => tokio::spawn(source::kube::watch(kube, node, sender)),
     };
@@ -38,16 +52,42 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let remove = config.remove_kube_proxy_rules;
     found.report(remove);
     agent.once_filled(move || drop(tokio::spawn(coexist::migrate(found, remove))));
-    let agent = tokio::spawn(agent.run(events));
+    let mut agent = tokio::spawn(agent.run(events));
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        ended = source => {
+        () = stop.asked() => {}
+        ended = &mut source => {
             ended.context("the source of Services stopped")??;
         }
-        ended = host => ended.context("the watch of the host's addresses stopped")?,
-        ended = agent => ended.context("the agent's loop stopped")?,
+        ended = &mut host => ended.context("the watch of the host's addresses stopped")?,
+        ended = &mut agent => return ended.context("the agent's loop stopped"),
+    }
+    // Without sources the loop ends, once what has arrived is in place.
+    source.abort();
+    host.abort();
+    match timeout(FLUSH, agent).await {
+        Ok(ended) => ended.context("the agent's loop stopped")?,
+        Err(_) => warn!("what has changed last is not in place after {FLUSH:?}; the next agent sees to it"),
     }
     info!("proxy-agent stops; what is programmed stays (`proxy-agent cleanup` removes it)");
     Ok(())
+}
+
+/// The signals that end a run.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn new() -> anyhow::Result<Self> {
+        let terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
+        Ok(Self { terminate, interrupt: signal(SignalKind::interrupt()).context("SIGINT")? })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
