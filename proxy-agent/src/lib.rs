@@ -16,3 +16,4 @@ pub mod programmer;
 pub mod recorder;
 pub mod run;
 pub mod source;
+pub mod wait;

@@ -25,7 +25,8 @@ pub fn start(format: Format, level: &str) -> anyhow::Result<()> {
     let is_filter = level.contains(['=', ',']);
     let directives = if is_filter { level.to_string() } else { format!("{level},{QUIET}") };
     let filter = EnvFilter::try_new(directives).with_context(|| format!("--log-level {level:?}: is neither a level nor a filter"))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A line that cannot be written, on a full disk, is lost and no more: to report it would end the process.
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     let result = match format {
         Format::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).with_target(false).try_init(),
         Format::Json => builder.json().flatten_event(true).try_init(),

@@ -1,5 +1,7 @@
 //! The modes as dataplanes: the list that all commands share.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use proxy_core::lower::Lowering;
 use proxy_core::lower::bpf::Bpf;
@@ -7,12 +9,18 @@ use proxy_core::lower::nft::Nft;
 use proxy_core::model::Family;
 use proxy_core::settings::Settings;
 use proxy_core::view::{AroundView, ServiceView};
+use tokio::time::sleep;
+use tracing::{info, warn};
 
 use crate::bpf::{BpfMaps, BpfOptions};
 use crate::cli::Mode;
 use crate::dataplane::{Alarm, Dataplane};
 use crate::nft::{self, Monitor, NftTable};
 use crate::programmer::{Programmed, Programmer};
+
+/// How long sockets that eBPF has translated get their replies translated after it is out of use. A UDP socket that was silent for
+/// as long has lost its flow anyway; of others only getpeername() shows the backend then.
+const DRAIN: Duration = Duration::from_secs(600);
 
 /// The dataplanes of a mode, ready to be programmed. To be called in a runtime: they ring the alarm.
 ///
@@ -33,6 +41,27 @@ pub fn programmers(mode: Mode, bpf: BpfOptions, settings: &Settings, alarm: &Ala
         programmers.push(Box::new(Programmed::new(format!("nftables {family}"), table, lowering)));
     }
     Ok(programmers)
+}
+
+/// Takes out of use what an agent in another mode has left, once everything of this mode is in place. What eBPF has decided at sockets
+/// stays decided, and goes on being translated back for some minutes.
+pub async fn retire_others(mode: Mode, bpf: &BpfOptions) {
+    if mode == Mode::Ebpf {
+        // The tables are part of that mode.
+        return;
+    }
+    match BpfMaps::retire(bpf) {
+        Ok(false) => return,
+        Ok(true) => info!("the eBPF programs of the former mode choose no more backends; they translate replies for {DRAIN:?} more"),
+        Err(error) => {
+            return warn!("the eBPF programs of the former mode cannot be taken out of use: {error:#}; `proxy-agent cleanup` tries again");
+        }
+    }
+    sleep(DRAIN).await;
+    match BpfMaps::remove_pinned(bpf) {
+        Ok(()) => info!("the eBPF programs and maps of the former mode are removed"),
+        Err(error) => warn!("the eBPF maps of the former mode cannot be removed: {error:#}; `proxy-agent cleanup` tries again"),
+    }
 }
 
 /// What one dataplane holds.

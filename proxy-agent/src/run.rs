@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
@@ -46,15 +46,26 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Source::Kube(kube) => tokio::spawn(source::kube::watch(kube, node, sender)),
     };
     let alarm = Alarm::default();
-    let programmers = modes::programmers(config.mode, config.bpf, &settings, &alarm)?;
+    let bpf = config.bpf;
+    let programmers = modes::programmers(config.mode, bpf.clone(), &settings, &alarm)?;
     let mut agent = Agent::new(settings, programmers, alarm);
     let found = tokio::task::spawn_blocking(coexist::look).await.context("looking for a kube-proxy")?;
     let remove = config.remove_kube_proxy_rules;
     found.report(remove);
-    agent.once_filled(move || drop(tokio::spawn(coexist::migrate(found, remove))));
+    let (filled, is_filled) = oneshot::channel();
+    agent.once_filled(move || {
+        let _ = filled.send(());
+    });
+    // What is of no use any more goes once everything of ours is in place.
+    let migration = async {
+        let _ = is_filled.await;
+        tokio::join!(coexist::migrate(found, remove), modes::retire_others(config.mode, &bpf));
+        std::future::pending::<()>().await
+    };
     let mut agent = tokio::spawn(agent.run(events));
     tokio::select! {
         () = stop.asked() => {}
+        () = migration => {}
         ended = &mut source => {
             ended.context("the source of Services stopped")??;
         }

@@ -6,6 +6,7 @@ mod bench;
 mod coexist;
 mod drift;
 mod e2e;
+mod handover;
 mod kubeproxy;
 mod listing;
 mod load;

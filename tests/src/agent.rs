@@ -82,6 +82,11 @@ impl Agent {
         Self { flags, ..self }
     }
 
+    /// The next start is in this mode.
+    pub fn switch(&mut self, mode: Mode) {
+        self.mode = mode;
+    }
+
     /// The program.
     pub fn program(&self) -> &Path {
         &self.program

@@ -65,6 +65,22 @@ impl BpfMaps {
         Ok(Some(Self { options, maps, leftovers: Vec::new() }))
     }
 
+    /// Takes out of use what chooses backends, of every layout; what translates back stays. Returns whether there was anything.
+    ///
+    /// # Errors
+    ///
+    /// The bpf file system refuses.
+    pub fn retire(options: &BpfOptions) -> anyhow::Result<bool> {
+        let dirs = layouts(&options.pin_dir)?;
+        for link in dirs.iter().flat_map(|dir| programs::CHOOSING.map(|name| dir.join(format!("{}{name}", programs::LINK_PREFIX)))) {
+            match fs::remove_file(&link) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).with_context(|| link.display().to_string()),
+                _ => {}
+            }
+        }
+        Ok(!dirs.is_empty())
+    }
+
     /// Removes everything that is pinned, of every layout; programs without a pin go with the agent that holds them.
     pub fn remove_pinned(options: &BpfOptions) -> anyhow::Result<()> {
         for dir in layouts(&options.pin_dir)? {

@@ -32,6 +32,9 @@ const PROGRAMS: [(&str, u32); 8] = [
     ("connect6", 11),
 ];
 
+/// The programs that choose a backend.
+pub(super) const CHOOSING: [&str; 4] = ["connect4", "connect6", "sendmsg4", "sendmsg6"];
+
 /// Loads all programs over the maps pinned in `dir`, making those that are missing, and attaches them to `cgroup`. Programs that
 /// run already are replaced one by one, each between two calls. `host`: the network namespace whose sockets are served on ::1.
 pub(super) fn start(dir: &Path, cgroup: &Path, host: Option<u64>) -> anyhow::Result<()> {

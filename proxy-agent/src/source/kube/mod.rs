@@ -1,5 +1,6 @@
 //! Services, EndpointSlices, the own Node and ServiceCIDRs from a Kubernetes API server. The only module that names a Kubernetes client.
 
+mod current;
 mod events;
 mod failure;
 mod list;
@@ -20,6 +21,7 @@ use tokio::time::timeout;
 use self::resource::{EndpointSlices, OwnNode, ServiceCidrs, Services};
 use self::watch::Watch;
 use super::Sender;
+pub use current::{Current, Version, ask_agent, current};
 pub use events::post;
 
 /// How long Services wait for what is around them. A server that answers at all does so within milliseconds.
