@@ -3,6 +3,7 @@
 //! Nothing is written before Services and EndpointSlices have both been listed once (SYNC-01); from then on, whatever has arrived
 //! goes in as one change.
 
+mod accounts;
 mod drift;
 #[cfg(test)]
 mod tests;
@@ -14,15 +15,18 @@ use std::time::Duration;
 use proxy_core::cluster::Kind;
 use proxy_core::forward::Forwarding;
 use proxy_core::input::{Converted, Problem};
-use proxy_core::model::{Change, ObjectName};
+use proxy_core::model::{Change, Family, ObjectName};
 use proxy_core::settings::Settings;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 use crate::dataplane::Alarm;
+use crate::programmed::{Asked, Programmed, Question, Questions};
 use crate::programmer::{Programmer, Round};
 use crate::source::Event;
+use crate::telemetry::Telemetry;
+use accounts::{Accounts, counted};
 pub use drift::Repairs;
 use drift::Watch;
 
@@ -35,8 +39,8 @@ const AT_ONCE: usize = 4096;
 
 /// What is done about Services once the kernel has what they want (SYNC-18).
 pub trait Follower: Send {
-    /// Every dataplane has what these Services want now. They may be gone, and may be the same as before. Called in the loop: what
-    /// takes time is done elsewhere.
+    /// Every dataplane has what these Services want now. They may be gone, and may be the same as before; there may be none of them,
+    /// where only the surroundings have changed. Called in the loop: what takes time is done elsewhere.
     fn follow(&mut self, forwarding: &Forwarding, services: &BTreeSet<ObjectName>);
 }
 
@@ -54,6 +58,10 @@ pub struct Agent {
     followers: Vec<Box<dyn Follower>>,
     /// Services that have changed since the followers were last told.
     unfollowed: BTreeSet<ObjectName>,
+    /// The surroundings that they were last told of.
+    followed: Option<u64>,
+    accounts: Accounts,
+    questions: Asked,
 }
 
 /// One dataplane, and when to come back to it.
@@ -68,12 +76,17 @@ struct Slot {
     down: bool,
     /// When it is looked at because somebody else has changed something.
     watch: Watch,
+    telemetry: Telemetry,
 }
 
 impl Agent {
     /// Dataplanes fail and recover independently of each other. The alarm is the one that they ring.
-    pub fn new(settings: Settings, programmers: Vec<Box<dyn Programmer>>, alarm: Alarm) -> Self {
-        let slot = |programmer| Slot { programmer, sweep: None, retry: None, pause: RETRY.0, down: false, watch: Watch::default() };
+    pub fn new(settings: Settings, programmers: Vec<Box<dyn Programmer>>, alarm: Alarm, telemetry: Telemetry) -> Self {
+        let slot = |mut programmer: Box<dyn Programmer>| {
+            programmer.measured_by(telemetry.metrics.dataplanes.measured(programmer.name()));
+            let telemetry = telemetry.clone();
+            Slot { programmer, sweep: None, retry: None, pause: RETRY.0, down: false, watch: Watch::default(), telemetry }
+        };
         Self {
             reporter: Reporter::new(&settings.node),
             forwarding: Forwarding::new(settings),
@@ -85,7 +98,16 @@ impl Agent {
             once_filled: None,
             followers: Vec::new(),
             unfollowed: BTreeSet::new(),
+            followed: None,
+            accounts: Accounts::new(telemetry),
+            // Nobody asks.
+            questions: Questions::new().1,
         }
+    }
+
+    /// Answers questions about Services.
+    pub fn asked_by(&mut self, questions: Asked) {
+        self.questions = questions;
     }
 
     /// Has something done as soon as everything that is wanted is in place, in all dataplanes.
@@ -126,8 +148,10 @@ impl Agent {
                 }
                 () = self.alarm.notified() => self.hear(Instant::now()),
                 () = timer => self.come_back(Instant::now()),
+                Some(question) = self.questions.recv() => self.reply(question),
             }
             self.tell_followers();
+            self.settle();
             if let Some(action) =
                 self.once_filled.take_if(|_| self.synced.is_some() && self.programmers.iter().all(|p| p.programmer.is_filled()))
             {
@@ -138,17 +162,30 @@ impl Agent {
 
     fn take(&mut self, event: Event) {
         match event {
-            Event::Object(Converted { change, problems }) => {
-                self.reporter.report(change.as_ref(), problems);
-                if let Some(change) = change {
-                    self.forwarding.apply(change);
+            Event::Object(converted) => drop(self.apply(converted)),
+            Event::Endpoints(converted, trigger) => {
+                if self.apply(converted) {
+                    self.accounts.triggered(trigger);
                 }
             }
+            Event::Version(kind, version) => self.accounts.reached(kind, version),
             Event::Listed(kind, names) => {
                 self.forwarding.retain_listed(kind, &names);
                 self.listed.insert(kind);
             }
         }
+    }
+
+    /// Whether it says anything new.
+    fn apply(&mut self, Converted { change, problems }: Converted) -> bool {
+        self.reporter.report(change.as_ref(), problems);
+        let Some(change) = change else { return false };
+        let what = counted(&change);
+        let is_new = self.forwarding.apply(change);
+        if is_new {
+            self.accounts.changed(what);
+        }
+        is_new
     }
 
     fn sync(&mut self) {
@@ -165,12 +202,18 @@ impl Agent {
         for name in &touched {
             self.reporter.conflicts(name, &self.forwarding);
         }
+        self.accounts.begin(&self.forwarding, &touched);
         let start = Instant::now();
+        let mut durations = [Duration::ZERO; 2];
         for slot in &mut self.programmers {
             if !slot.down {
-                slot.sync(&self.forwarding, &touched, false);
+                let took = slot.sync(&self.forwarding, &touched, false);
+                for (sum, took) in durations.iter_mut().zip(took) {
+                    *sum += took;
+                }
             }
         }
+        self.accounts.took(durations, before.is_none());
         if !self.followers.is_empty() {
             self.unfollowed.extend(touched.iter().cloned());
         }
@@ -181,13 +224,39 @@ impl Agent {
 
     /// A dataplane that is down has not written what they want; what it refuses of some objects holds up nobody else's.
     fn tell_followers(&mut self) {
-        if self.unfollowed.is_empty() || self.programmers.iter().any(|slot| slot.down) {
+        let epoch = self.forwarding.epoch();
+        let news = !self.unfollowed.is_empty() || self.followed != Some(epoch);
+        if self.synced.is_none() || !news || self.programmers.iter().any(|slot| slot.down) {
             return;
         }
+        self.followed = Some(epoch);
         let services = std::mem::take(&mut self.unfollowed);
         for follower in &mut self.followers {
             follower.follow(&self.forwarding, &services);
         }
+    }
+
+    fn settle(&mut self) {
+        if self.synced.is_some() {
+            let (forwarding, slots) = (&self.forwarding, &self.programmers);
+            self.accounts.settle(forwarding, |family| slots.iter().any(|slot| slot.down && slot.programmer.serves(family)));
+        }
+    }
+
+    fn reply(&self, question: Question) {
+        let name = question.service();
+        let refused: Vec<String> = self.programmers.iter().flat_map(|slot| slot.programmer.refused_of(name)).collect();
+        let known = self.forwarding.serves(name);
+        let is_written = self.synced.is_some() && !self.programmers.iter().any(|slot| slot.down);
+        let version = |kind| self.accounts.versions.programmed(kind).cloned();
+        let answer = Programmed {
+            known,
+            programmed: known && is_written && refused.is_empty(),
+            services_resource_version: version(Kind::Service),
+            slices_resource_version: version(Kind::Slice),
+            refused,
+        };
+        question.answer(answer);
     }
 
     /// Somebody else has changed something. Before the first sync there is nothing to repair.
@@ -206,12 +275,17 @@ impl Agent {
                 slot.verify(&self.forwarding, &self.repairs, now);
             }
             if slot.retry.is_some_and(|at| at <= now) {
-                slot.sync(&self.forwarding, &BTreeSet::new(), true);
+                let was_down = slot.down;
+                let took = slot.sync(&self.forwarding, &BTreeSet::new(), true);
+                self.accounts.took(took, was_down);
             }
             if let Some((_, round)) = slot.sweep.take_if(|(at, _)| *at <= now) {
                 match slot.programmer.sweep(round) {
                     Ok(left) => slot.sweep = left.map(|round| (now + SWEEP_AFTER, round)),
-                    Err(error) => slot.failed(&error),
+                    Err(error) => {
+                        slot.families().for_each(|family| slot.telemetry.metrics.syncs.cleanup_failed(family));
+                        slot.failed(&error);
+                    }
                 }
             }
         }
@@ -219,11 +293,22 @@ impl Agent {
 }
 
 impl Slot {
-    fn sync(&mut self, forwarding: &Forwarding, touched: &BTreeSet<ObjectName>, retry: bool) {
+    /// How long it has taken, by family.
+    fn sync(&mut self, forwarding: &Forwarding, touched: &BTreeSet<ObjectName>, retry: bool) -> [Duration; 2] {
+        let start = std::time::Instant::now();
         match self.programmer.sync(forwarding, touched, retry) {
             Ok(round) => self.done(round, retry),
-            Err(error) => self.failed(&error),
+            Err(error) => {
+                self.families().for_each(|family| self.telemetry.metrics.syncs.failed(family));
+                self.failed(&error);
+            }
         }
+        let took = start.elapsed();
+        Family::ALL.map(|family| if self.programmer.serves(family) { took } else { Duration::ZERO })
+    }
+
+    fn families(&self) -> impl Iterator<Item = Family> + '_ {
+        Family::ALL.into_iter().filter(|family| self.programmer.serves(*family))
     }
 
     fn verify(&mut self, forwarding: &Forwarding, repairs: &Repairs, now: Instant) {
@@ -233,6 +318,7 @@ impl Slot {
         match self.programmer.verify(forwarding) {
             Ok(repair) => {
                 repairs.add(repair.objects);
+                self.telemetry.metrics.dataplanes.repaired(repair.objects);
                 self.done(repair.round, false);
             }
             Err(error) => self.failed(&error),
@@ -240,7 +326,7 @@ impl Slot {
     }
 
     fn done(&mut self, round: Round, retry: bool) {
-        self.down = false;
+        self.is_down(false);
         if let Some(before) = round.sweep {
             // An earlier round's turn comes first, and takes only its own.
             self.sweep.get_or_insert((Instant::now() + SWEEP_AFTER, before));
@@ -254,10 +340,15 @@ impl Slot {
 
     fn failed(&mut self, error: &anyhow::Error) {
         error!(dataplane = self.programmer.name(), "{error:#}; trying again in {:?}", self.pause);
-        self.down = true;
+        self.is_down(true);
         // The next start counts rounds anew.
         self.sweep = None;
         self.try_again();
+    }
+
+    fn is_down(&mut self, down: bool) {
+        self.down = down;
+        self.telemetry.metrics.dataplanes.down(self.programmer.name(), down);
     }
 
     fn try_again(&mut self) {

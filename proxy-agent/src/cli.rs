@@ -2,17 +2,26 @@
 
 mod serving;
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::bpf::{BpfMaps, BpfOptions};
 use crate::config::{Config, ConntrackSettings, Source};
 use crate::source::kube::KubeConfig;
+use crate::wait::{WaitArgs, wait};
 use crate::{coexist, dump, log, modes, run};
 use serving::Serving;
+
+/// Where kube-proxy answers health checks, unless it is told otherwise.
+const HEALTHZ: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 10256);
+/// Where it answers for its metrics.
+const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
 
 /// A Kubernetes Service proxy: programs the kernel so that connections to a Service reach its endpoints.
 #[derive(Debug, Parser)]
@@ -28,6 +37,8 @@ enum Command {
     Run(RunArgs),
     /// Show what is programmed, read back from the kernel; no agent need be running
     Dump(DumpArgs),
+    /// Wait until the agent of this node has programmed a Service as the API server has it now
+    Wait(WaitArgs),
     /// Remove everything of ours from this node, of every mode
     Cleanup(CleanupArgs),
 }
@@ -111,6 +122,20 @@ impl Place {
     }
 }
 
+/// The flags of a command line with their values, by name, those that are not said too (MET-01).
+pub fn flags(args: impl IntoIterator<Item = OsString>) -> BTreeMap<String, String> {
+    let command = Cli::command();
+    // It has been read before.
+    let Ok(matches) = command.clone().try_get_matches_from(args) else { return BTreeMap::new() };
+    let Some((name, matches)) = matches.subcommand() else { return BTreeMap::new() };
+    let flags = command.find_subcommand(name).into_iter().flat_map(clap::Command::get_arguments);
+    let value = |id: &str| {
+        let values = matches.get_raw(id).into_iter().flatten().map(|value| value.to_string_lossy().into_owned());
+        values.collect::<Vec<_>>().join(",")
+    };
+    flags.filter_map(|flag| Some((flag.get_long()?.to_owned(), value(flag.get_id().as_str())))).collect()
+}
+
 /// Runs a command to its end.
 ///
 /// # Errors
@@ -128,6 +153,11 @@ pub fn main(cli: Cli) -> anyhow::Result<()> {
             let found = modes::observe(args.proxy_mode, args.place.bpf(None))?;
             print!("{}", dump::render(found, args.service.as_deref(), args.output)?);
             Ok(())
+        }
+        Command::Wait(args) => {
+            log::start(log::Format::Text, "error")?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting a thread")?;
+            runtime.block_on(wait(args))
         }
         Command::Cleanup(CleanupArgs { place, kube_proxy }) => {
             log::start(place.log_format, &place.log_level)?;
@@ -154,8 +184,8 @@ impl RunArgs {
             source,
             bpf: self.place.bpf(self.cgroup),
             remove_kube_proxy_rules: self.remove_kube_proxy_rules,
-            healthz: None,
-            metrics: None,
+            healthz: Some(HEALTHZ),
+            metrics: Some(METRICS),
             bind_hard_fail: false,
             profiling: false,
             sync_period: Duration::from_secs(30),

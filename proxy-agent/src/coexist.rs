@@ -1,6 +1,7 @@
 //! Another Service proxy on this node: a kube-proxy that runs, or what one has left. Two that translate the same addresses do not
 //! break each other at once (whose rules a connection meets first serves it), but what is left of one that has ended goes stale.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -143,18 +144,32 @@ fn process() -> Option<u32> {
     processes.into_iter().find(is_one)
 }
 
-/// Whether a process of this network namespace listens on a TCP port.
+/// Whether another process of this network namespace listens on a TCP port: we serve health checks there ourselves.
 fn is_bound(port: u16) -> bool {
-    ["/proc/net/tcp", "/proc/net/tcp6"].into_iter().filter_map(|path| fs::read_to_string(path).ok()).any(|table| listens(&table, port))
+    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].into_iter().filter_map(|path| fs::read_to_string(path).ok());
+    let found: Vec<u64> = tables.flat_map(|table| listeners(&table, port)).collect();
+    if found.is_empty() {
+        return false;
+    }
+    let own = own_sockets();
+    found.iter().any(|socket| !own.contains(socket))
 }
 
-/// Whether there is a line of a listener (state 0A) in such a table.
-fn listens(table: &str, port: u16) -> bool {
+/// The sockets (by inode) that listen on a port: lines of such a table in state 0A.
+fn listeners(table: &str, port: u16) -> Vec<u64> {
     let suffix = format!(":{port:04X}");
-    table.lines().skip(1).any(|line| {
-        let mut fields = line.split_whitespace().skip(1);
-        fields.next().is_some_and(|local| local.ends_with(&suffix)) && fields.nth(1) == Some("0A")
-    })
+    let listener = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let is_one = fields.get(1)?.ends_with(&suffix) && *fields.get(3)? == "0A";
+        is_one.then(|| fields.get(9)?.parse().ok()).flatten()
+    };
+    table.lines().skip(1).filter_map(listener).collect()
+}
+
+/// The sockets of this process.
+fn own_sockets() -> HashSet<u64> {
+    let links = fs::read_dir("/proc/self/fd").into_iter().flatten().filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    links.filter_map(|link| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()).collect()
 }
 
 #[cfg(test)]
@@ -166,19 +181,22 @@ mod tests {
     #[test]
     fn a_listener_is_found_in_the_kernels_table() {
         let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   \
-                     0: 0100007F:2810 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1\n   \
+                     0: 0100007F:2810 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 7 1\n   \
                      1: 0100007F:1F90 0100007F:2811 01 00000000:00000000 00:00000000 00000000     0        0 1 1\n";
-        assert!(listens(table, HEALTH_PORT));
-        assert!(!listens(table, 8080), "a connection is no listener");
-        assert!(!listens(table, 10257));
+        assert_eq!(listeners(table, HEALTH_PORT), [7]);
+        assert!(listeners(table, 8080).is_empty(), "a connection is no listener");
+        assert!(listeners(table, 10257).is_empty());
     }
 
     #[test]
-    fn a_port_that_somebody_listens_on_is_bound() -> anyhow::Result<()> {
+    fn a_port_that_we_listen_on_ourselves_is_nobody_elses() -> anyhow::Result<()> {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").context("loopback")?;
         let port = listener.local_addr()?.port();
-        assert!(is_bound(port));
-        drop(listener);
+        let table = fs::read_to_string("/proc/net/tcp")?;
+        let found = listeners(&table, port);
+        assert_eq!(found.len(), 1, "{table}");
+        assert!(own_sockets().contains(&found[0]));
+        assert!(!is_bound(port));
         Ok(())
     }
 }

@@ -50,6 +50,16 @@ pub enum Source {
     Manifests(PathBuf),
 }
 
+impl Source {
+    /// How the API server is reached, if there is one.
+    pub fn kube(&self) -> Option<&KubeConfig> {
+        match self {
+            Source::Kube(kube) => Some(kube),
+            Source::Manifests(_) => None,
+        }
+    }
+}
+
 /// What of the kernel's connection tracking is set at the start. `None` and zero leave it as it is (CT-11..15).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ConntrackSettings {

@@ -66,6 +66,11 @@ pub trait Dataplane: Send {
         None
     }
 
+    /// How many objects there is room for, by [kind](Lowering::kind), where that is limited.
+    fn capacities(&self) -> Vec<(&'static str, u32)> {
+        Vec::new()
+    }
+
     /// Leaves no trace.
     fn remove(&mut self) -> anyhow::Result<()>;
 }

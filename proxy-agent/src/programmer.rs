@@ -7,12 +7,13 @@ use std::time::Instant;
 
 use anyhow::Context;
 use proxy_core::forward::Forwarding;
-use proxy_core::lower::{ObjectsOf, StepOf};
-use proxy_core::model::ObjectName;
+use proxy_core::lower::{Lowering, ObjectsOf, StepOf};
+use proxy_core::model::{Family, ObjectName};
 use proxy_core::plan::Plan;
 use tracing::{debug, error, info, trace, warn};
 
 use crate::dataplane::{Dataplane, Disturbance, DisturbanceOf, Refused};
+use crate::metrics::Measured;
 
 /// So many Services are taken in and committed at once at the start: what is on its way to the kernel takes memory, and the first
 /// ones need not wait for the last.
@@ -57,6 +58,15 @@ pub trait Programmer: Send {
     /// Errors as in [`sync`](Self::sync).
     fn sweep(&mut self, round: u64) -> anyhow::Result<Option<u64>>;
 
+    /// Whether it has frontends of this family.
+    fn serves(&self, family: Family) -> bool;
+
+    /// Has what it does counted.
+    fn measured_by(&mut self, measured: Measured);
+
+    /// The objects of a Service that the kernel refuses.
+    fn refused_of(&self, name: &ObjectName) -> Vec<String>;
+
     /// Whether everything that is wanted has been in place.
     fn is_filled(&self) -> bool;
 
@@ -82,6 +92,7 @@ pub struct Programmed<D: Dataplane> {
     disturbance: Option<DisturbanceOf<D::L>>,
     /// What a start writes.
     written: Listed,
+    measured: Option<Measured>,
 }
 
 /// Objects, of which the first are named.
@@ -116,6 +127,7 @@ impl<D: Dataplane> Programmed<D> {
             filled: false,
             disturbance: None,
             written: Listed::default(),
+            measured: None,
         }
     }
 
@@ -123,7 +135,11 @@ impl<D: Dataplane> Programmed<D> {
     fn observe(&mut self) -> anyhow::Result<ObjectsOf<D::L>> {
         self.is_disturbed();
         self.disturbance = None;
-        self.dataplane.observe().with_context(|| format!("{}: cannot be read back", self.name))
+        let observed = self.dataplane.observe().with_context(|| format!("{}: cannot be read back", self.name))?;
+        if let Some(measured) = &mut self.measured {
+            measured.holds(observed.keys().map(D::L::kind));
+        }
+        Ok(observed)
     }
 
     /// Brings the kernel in line for the first time, or after it is not known what it holds.
@@ -159,10 +175,16 @@ impl<D: Dataplane> Programmed<D> {
             Ok(refused) => {
                 self.written.add(steps.iter().map(StepOf::<D::L>::key));
                 // The benchmark harness reads this line.
-                let micros = start.elapsed().as_micros() as u64;
+                let took = start.elapsed();
+                let micros = took.as_micros() as u64;
                 debug!(dataplane = %self.name, steps = steps.len(), refused = refused.len(), micros, "committed");
                 let keys = refused.keys().cloned().collect();
                 plan.settle(steps, &keys);
+                if let Some(measured) = &mut self.measured {
+                    measured.committed(took);
+                    let done = steps.iter().filter(|step| !keys.contains(step.key()));
+                    done.for_each(|step| measured.did(step, D::L::kind(step.key())));
+                }
                 self.report(refused);
                 Ok(())
             }
@@ -179,6 +201,9 @@ impl<D: Dataplane> Programmed<D> {
         let refused = plan.ledger().refused();
         self.reported.retain(|key, _| refused.contains(key));
         let refused = refused.len();
+        if let Some(measured) = &self.measured {
+            measured.refused(refused);
+        }
         if refused_before > 0 && refused == 0 {
             info!(dataplane = %self.name, "all that the kernel refused is in place or no longer wanted");
         }
@@ -251,6 +276,25 @@ impl<D: Dataplane> Programmer for Programmed<D> {
             self.carry_out(&steps)?;
         }
         Ok(self.sweepable())
+    }
+
+    fn serves(&self, family: Family) -> bool {
+        self.lowering.serves(family)
+    }
+
+    fn measured_by(&mut self, measured: Measured) {
+        for (kind, capacity) in self.dataplane.capacities() {
+            measured.has_room(kind, capacity);
+        }
+        self.measured = Some(measured);
+    }
+
+    fn refused_of(&self, name: &ObjectName) -> Vec<String> {
+        if self.reported.is_empty() {
+            return Vec::new();
+        }
+        let wanted = self.plan.iter().flat_map(|plan| plan.wanted_by(name)).map(|(key, _)| key);
+        wanted.filter_map(|key| Some(format!("{}: {key}: {}", self.name, self.reported.get(&key)?))).collect()
     }
 
     fn is_filled(&self) -> bool {

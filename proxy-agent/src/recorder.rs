@@ -1,8 +1,12 @@
 //! Events, as `kubectl describe` shows them: whoever has something to tell the operator records it here, and the source that has an
 //! API server posts it. Without one, the log alone has it.
 
+use std::sync::Arc;
+
 use proxy_core::model::ObjectName;
 use tokio::sync::mpsc;
+
+use crate::metrics::Metrics;
 
 /// So many wait to be posted. What comes beyond is in the log alone: an API server that is away must not cost memory.
 const WAITING: usize = 256;
@@ -42,14 +46,17 @@ pub struct Notice {
 pub type Notices = mpsc::Receiver<Notice>;
 
 /// Where events are recorded. Copies lead to the same place; recording never waits.
-#[derive(Clone, Debug)]
-pub struct Recorder(mpsc::Sender<Notice>);
+#[derive(Clone)]
+pub struct Recorder {
+    notices: mpsc::Sender<Notice>,
+    metrics: Arc<Metrics>,
+}
 
 impl Recorder {
     /// A recorder, and where its notices come out.
-    pub fn new() -> (Self, Notices) {
-        let (sender, receiver) = mpsc::channel(WAITING);
-        (Self(sender), receiver)
+    pub fn new(metrics: Arc<Metrics>) -> (Self, Notices) {
+        let (notices, receiver) = mpsc::channel(WAITING);
+        (Self { notices, metrics }, receiver)
     }
 
     /// Records something about the agent's own Node.
@@ -64,6 +71,8 @@ impl Recorder {
 
     fn record(&self, notice: Notice) {
         // Full, or nobody posts: whoever records it has logged it.
-        let _ = self.0.try_send(notice);
+        if self.notices.try_send(notice).is_err() {
+            self.metrics.client.event_dropped();
+        }
     }
 }

@@ -1,19 +1,26 @@
 //! One run of the agent, from its configuration to its end: which parts there are and how they are joined.
 
+mod servers;
+
 use std::time::Duration;
 
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::agent::Agent;
 use crate::config::{Config, Source};
 use crate::dataplane::Alarm;
+use crate::health::ServiceHealth;
 use crate::host::Addresses;
+use crate::programmed::Questions;
 use crate::recorder::{Recorder, Severity};
+use crate::telemetry::Telemetry;
 use crate::{coexist, lead, modes, source};
+use servers::Servers;
 
 /// How long what has arrived may take to be in place when the agent is to stop.
 const FLUSH: Duration = Duration::from_secs(10);
@@ -24,13 +31,16 @@ const FLUSH: Duration = Duration::from_secs(10);
 ///
 /// This host, or this configuration, cannot work; with the way out.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let settings = config.settings;
-    info!(version = env!("CARGO_PKG_VERSION"), mode = ?config.mode, node = %settings.node, "proxy-agent starts");
+    info!(version = env!("CARGO_PKG_VERSION"), mode = ?config.mode, node = %config.settings.node, "proxy-agent starts");
     let mut stop = Stop::new()?;
-    let (recorder, notices) = Recorder::new();
-    let node = settings.node.clone();
-    if let Source::Kube(kube) = &config.source {
-        tokio::spawn(source::kube::post(kube.clone(), node.clone(), notices));
+    let (node, kube) = (config.settings.node.clone(), config.source.kube().cloned());
+    // HC-01, HC-02: files may name no Node, and nobody takes it away then.
+    let telemetry = Telemetry::new(config.sync_period * 2, kube.is_none());
+    let (recorder, notices) = Recorder::new(telemetry.metrics.clone());
+    let mut parts = JoinSet::new();
+    if let Some(kube) = kube {
+        let node = node.clone();
+        parts.spawn(async { Ok(source::kube::post(kube, node, notices).await) });
     }
     // API-06
     recorder.node(Severity::Normal, "Starting", format!("proxy-agent {} starts", env!("CARGO_PKG_VERSION")));
@@ -38,17 +48,22 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         lead = lead::take(&recorder) => lead?,
         () = stop.asked() => return Ok(()),
     };
+    let (questions, asked) = Questions::new();
+    parts.spawn(Servers::new(&config, &telemetry, &recorder, questions).run());
     // Roughly one chunk of a list: the sources wait while the kernel is written.
     let (sender, events) = mpsc::channel(4096);
-    let mut host = tokio::spawn(Addresses::start(sender.clone()).await?.watch());
-    let mut source = match config.source {
-        Source::Manifests(dir) => tokio::spawn(source::manifests::watch(dir, node, sender)),
-        Source::Kube(kube) => tokio::spawn(source::kube::watch(kube, node, sender)),
+    let addresses = Addresses::start(sender.clone()).await?;
+    parts.spawn(async { Ok(addresses.watch().await) });
+    let metrics = telemetry.metrics.clone();
+    match config.source {
+        Source::Manifests(dir) => parts.spawn(source::manifests::watch(dir, node, sender)),
+        Source::Kube(kube) => parts.spawn(async move { source::kube::watch(kube, node, sender, &metrics.client).await }),
     };
     let alarm = Alarm::default();
-    let bpf = config.bpf;
-    let programmers = modes::programmers(config.mode, bpf.clone(), &settings, &alarm)?;
-    let mut agent = Agent::new(settings, programmers, alarm);
+    let programmers = modes::programmers(config.mode, config.bpf.clone(), &config.settings, &alarm)?;
+    let mut agent = Agent::new(config.settings, programmers, alarm, telemetry.clone());
+    agent.asked_by(asked);
+    agent.followed_by(ServiceHealth::new(telemetry.health, recorder));
     let found = tokio::task::spawn_blocking(coexist::look).await.context("looking for a kube-proxy")?;
     let remove = config.remove_kube_proxy_rules;
     found.report(remove);
@@ -57,24 +72,19 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let _ = filled.send(());
     });
     // What is of no use any more goes once everything of ours is in place.
-    let migration = async {
+    parts.spawn(async move {
         let _ = is_filled.await;
-        tokio::join!(coexist::migrate(found, remove), modes::retire_others(config.mode, &bpf));
-        std::future::pending::<()>().await
-    };
+        tokio::join!(coexist::migrate(found, remove), modes::retire_others(config.mode, &config.bpf));
+        std::future::pending().await
+    });
     let mut agent = tokio::spawn(agent.run(events));
     tokio::select! {
         () = stop.asked() => {}
-        () = migration => {}
-        ended = &mut source => {
-            ended.context("the source of Services stopped")??;
-        }
-        ended = &mut host => ended.context("the watch of the host's addresses stopped")?,
+        ended = parts.join_next() => ended.context("no part of the agent runs")?.context("a part of the agent stopped")??,
         ended = &mut agent => return ended.context("the agent's loop stopped"),
     }
     // Without sources the loop ends, once what has arrived is in place.
-    source.abort();
-    host.abort();
+    parts.abort_all();
     match timeout(FLUSH, agent).await {
         Ok(ended) => ended.context("the agent's loop stopped")?,
         Err(_) => warn!("what has changed last is not in place after {FLUSH:?}; the next agent sees to it"),

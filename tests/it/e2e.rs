@@ -1,9 +1,10 @@
 //! The whole way: a real API server with RBAC on, the agent with no rights but those of `system:node-proxier`, objects created through
 //! the API, real connections.
 
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use proxy_tests::agent::{Agent, DEADLINE, Mode, Source};
 use proxy_tests::controlplane::{ControlPlane, Options, User};
 use proxy_tests::expect;
@@ -63,6 +64,11 @@ fn serves(rig: &mut Rig) -> Result<()> {
     rig.apply(&service("web", "10.96.0.10", 80, "TCP"))?;
     rig.refuses("10.96.0.10:80/tcp")?;
     rig.apply(&slice("web", "TCP", &[("10.1.1.3", true), ("10.1.2.2", true)]))?;
+    rig.waits_for("default/web")?;
+    // That is what the gate is for: no attempt after it may fail.
+    let web = Connect::new("10.96.0.10:80".parse()?, Proto::Tcp);
+    rig.lab.pod("a1").probe(web)?.into_answer().context("the first attempt after the gate")?;
+    ensure!(rig.waits_for("default/nobody").is_err(), "a Service that does not exist is programmed");
     rig.reaches("10.96.0.10:80/tcp", &["b1", "a2"])?;
     rig.apply(&slice("web", "TCP", &[("10.1.1.3", false), ("10.1.2.2", true), ("10.1.2.3", true)]))?;
     rig.reaches("10.96.0.10:80/tcp", &["a2", "b2"])?;
@@ -149,8 +155,8 @@ fn outlives_the_api_server(rig: &mut Rig) -> Result<()> {
     rig.apply(&slice("web", "TCP", &[("10.1.2.2", true), ("10.1.2.3", true), ("10.1.1.3", true)]))?;
     rig.reaches("10.96.0.10:80/tcp", &["b1", "a2", "b2"])?;
     let report = flowing.stop()?;
-    anyhow::ensure!(report.counts.failed() == 0, "connections were lost: {report:?}");
-    anyhow::ensure!(report.counts.answered() > 100, "hardly any connection was made: {report:?}");
+    ensure!(report.counts.failed() == 0, "connections were lost: {report:?}");
+    ensure!(report.counts.answered() > 100, "hardly any connection was made: {report:?}");
     held.echo()?.into_answer().context("a connection from before")?;
     Ok(())
 }
@@ -160,11 +166,20 @@ fn cleans_up(rig: &mut Rig) -> Result<()> {
     rig.reaches("10.96.0.10:80/tcp", &["b1", "a2", "b2"]).context("after the agent's end")?;
     rig.agent.cleanup(&rig.lab)?;
     let left = rig.agent.dump(&rig.lab)?;
-    anyhow::ensure!(left.as_array().is_some_and(Vec::is_empty), "cleanup left {left:#}");
+    ensure!(left.as_array().is_some_and(Vec::is_empty), "cleanup left {left:#}");
     Ok(())
 }
 
 impl Rig {
+    /// The gate: `proxy-agent wait`.
+    fn waits_for(&self, service: &str) -> Result<()> {
+        let mut command = Command::new(self.agent.program());
+        command.args(["wait", "--service", service, "--timeout=5", "--kubeconfig"]).arg(self.plane.kubeconfig(User::KubeProxy));
+        let output = self.lab.output_on_node(1, command)?;
+        ensure!(output.status.success(), "wait: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+
     fn apply(&self, manifest: &str) -> Result<()> {
         self.plane.kubectl(&["apply", "-f", "-"], Some(manifest)).map(drop)
     }

@@ -26,6 +26,18 @@ pub struct Cluster {
     /// The Service that each slice belongs to: a slice may move to another.
     owners: HashMap<ObjectName, ObjectName>,
     words: Words,
+    counts: Counts,
+}
+
+/// How many objects there are.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Counts {
+    /// Services that are served.
+    pub services: usize,
+    /// EndpointSlices that are used, of whatever Service.
+    pub slices: usize,
+    /// The endpoints in them.
+    pub endpoints: usize,
 }
 
 /// What is known of one Service.
@@ -52,49 +64,71 @@ impl Cluster {
         self.entries.iter().filter(|(_, entry)| entry.service.is_some()).map(|(name, _)| name)
     }
 
-    /// Takes a change in and adds the Services that it can affect to `touched`. A change that says nothing new touches none.
-    pub fn apply(&mut self, mut change: Change, touched: &mut BTreeSet<ObjectName>) {
+    /// How much there is.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Takes a change in and adds the Services that it can affect to `touched`. Whether it says anything new: else it touches none.
+    pub fn apply(&mut self, mut change: Change, touched: &mut BTreeSet<ObjectName>) -> bool {
         self.words.share(&mut change);
         match change {
             Change::Service(name, service) => {
                 let name = self.known(name);
                 let entry = self.entries.entry(name.clone()).or_default();
-                if entry.service != service {
+                let is_new = entry.service != service;
+                if is_new {
+                    self.counts.services += usize::from(service.is_some());
+                    self.counts.services -= usize::from(entry.service.is_some());
                     entry.service = service;
                     touched.insert(name.clone());
                 }
                 self.tidy(&name);
+                is_new
             }
             Change::Slice(name, slice) => self.apply_slice(name, slice, touched),
             // What is around the Services is not the cluster's.
-            Change::Node(_) | Change::ServiceCidr(..) | Change::HostAddresses(_) => {}
+            Change::Node(_) | Change::ServiceCidr(..) | Change::HostAddresses(_) => false,
         }
     }
 
-    fn apply_slice(&mut self, name: ObjectName, slice: Option<Slice>, touched: &mut BTreeSet<ObjectName>) {
+    fn apply_slice(&mut self, name: ObjectName, slice: Option<Slice>, touched: &mut BTreeSet<ObjectName>) -> bool {
+        let mut is_new = false;
         let owner = slice.as_ref().map(|s| self.known(s.service.clone()));
         if let Some(former) = self.owners.get(&name).cloned().filter(|former| Some(former) != owner.as_ref()) {
             if let Some(entry) = self.entries.get_mut(&former) {
-                entry.slices.retain(|(n, _)| *n != name);
+                let gone = entry.slices.extract_if(.., |(n, _)| *n == name).map(|(_, slice)| slice.endpoints.len());
+                self.counts.endpoints -= gone.sum::<usize>();
             }
+            is_new = true;
             self.owners.remove(&name);
             self.tidy(&former);
             touched.insert(former);
         }
-        let (Some(mut slice), Some(owner)) = (slice, owner) else { return };
+        let (Some(mut slice), Some(owner)) = (slice, owner) else {
+            self.counts.slices = self.owners.len();
+            return is_new;
+        };
+        let endpoints = slice.endpoints.len();
         slice.service = owner.clone();
         let slices = &mut self.entries.entry(owner.clone()).or_default().slices;
         match slices.iter_mut().find(|(n, _)| *n == name) {
-            Some((_, known)) if *known == slice => return,
-            Some((_, known)) => *known = slice,
+            Some((_, known)) if *known == slice => return is_new,
+            Some((_, known)) => {
+                self.counts.endpoints -= known.endpoints.len();
+                *known = slice;
+            }
             None => {
                 // Most Services have one, and a vector that grows by itself begins with four.
                 slices.reserve_exact(1);
                 slices.push((name.clone(), slice));
             }
         }
+        self.counts.endpoints += endpoints;
         self.owners.insert(name, owner.clone());
+        self.counts.slices = self.owners.len();
         touched.insert(owner);
+        true
     }
 
     /// A Service's name in the copy that is kept already: the name comes with the Service and with each of its slices.

@@ -2,18 +2,20 @@
 //! every dataplane is held to.
 
 mod claims;
+mod local;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use crate::cidr::Cidr;
-use crate::cluster::{Cluster, Kind};
+use crate::cluster::{Cluster, Counts, Kind};
 use crate::model::{Change, Family, Frontend, ObjectName, Protocol, Service, ServicePort};
 use crate::route::{Case, Entry, EntryKind, Pool, PortKey, Route, Way};
 use crate::select::{Candidate, Usable, ZoneHint};
 use crate::settings::Settings;
 use crate::surroundings::{NodePortScope, Origin, Surroundings};
 use claims::Claims;
+pub use local::{HealthCheck, Shortage};
 
 /// A new connection, or a datagram of no known flow.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -103,8 +105,8 @@ impl Forwarding {
         Self { surroundings: Surroundings::new(settings), ..Self::default() }
     }
 
-    /// Takes a change in. Which Services it affects shows in [`take_touched`](Self::take_touched).
-    pub fn apply(&mut self, change: Change) {
+    /// Takes a change in. Which Services it affects shows in [`take_touched`](Self::take_touched). Whether it says anything new.
+    pub fn apply(&mut self, change: Change) -> bool {
         match change {
             Change::Service(name, service) => self.apply_service(name, service),
             Change::Slice(..) => self.cluster.apply(change, &mut self.touched),
@@ -114,10 +116,10 @@ impl Forwarding {
         }
     }
 
-    fn apply_service(&mut self, name: ObjectName, service: Option<Service>) {
+    fn apply_service(&mut self, name: ObjectName, service: Option<Service>) -> bool {
         let before = self.claimed_by(&name);
         let ips_before = self.cluster_ips_of(&name);
-        self.cluster.apply(Change::Service(name.clone(), service), &mut self.touched);
+        let is_new = self.cluster.apply(Change::Service(name.clone(), service), &mut self.touched);
         let name = self.cluster.known(name);
         let after = self.claimed_by(&name);
         for frontend in before.difference(&after) {
@@ -137,6 +139,7 @@ impl Forwarding {
                 }
             }
         }
+        is_new
     }
 
     fn cluster_ips_of(&self, name: &ObjectName) -> Vec<IpAddr> {
@@ -145,19 +148,19 @@ impl Forwarding {
     }
 
     /// Changes what is around, and touches the Services whose routes depend on what has changed.
-    fn change_surroundings(&mut self, change: impl FnOnce(&mut Surroundings)) {
+    fn change_surroundings(&mut self, change: impl FnOnce(&mut Surroundings)) -> bool {
         let before = self.surroundings.clone();
         change(&mut self.surroundings);
         let after = &self.surroundings;
         if before == *after {
-            return;
+            return false;
         }
         self.epoch += 1;
         let detects = |around: &Surroundings| Family::ALL.map(|family| around.detection(family).is_some());
         let ips = |around: &Surroundings| Family::ALL.map(|family| around.node_ip(family));
         let (detection, zone, node) = (detects(&before) != detects(after), before.zone() != after.zone(), ips(&before) != ips(after));
         if !(detection || zone || node) {
-            return;
+            return true;
         }
         let cluster = &self.cluster;
         let depends = |name: &&ObjectName| {
@@ -166,16 +169,36 @@ impl Forwarding {
             detection || (zone && hinted()) || (node && restricted())
         };
         self.touched.extend(cluster.services().filter(depends).cloned());
+        true
     }
 
     /// Takes a complete list in: what is not in it is gone.
     pub fn retain_listed(&mut self, kind: Kind, listed: &HashSet<ObjectName>) {
         match kind {
-            Kind::Service | Kind::Slice => self.cluster.missing_from(kind, listed).into_iter().for_each(|change| self.apply(change)),
-            Kind::ServiceCidr => self.change_surroundings(|around| around.retain_service_cidrs(listed)),
-            Kind::Node if listed.is_empty() => self.apply(Change::Node(None)),
+            Kind::Service | Kind::Slice => {
+                for change in self.cluster.missing_from(kind, listed) {
+                    self.apply(change);
+                }
+            }
+            Kind::ServiceCidr => drop(self.change_surroundings(|around| around.retain_service_cidrs(listed))),
+            Kind::Node if listed.is_empty() => drop(self.apply(Change::Node(None))),
             Kind::Node => {}
         }
+    }
+
+    /// How much there is to serve.
+    pub fn counts(&self) -> Counts {
+        self.cluster.counts()
+    }
+
+    /// How many frontends Services claim.
+    pub fn frontend_count(&self) -> usize {
+        self.claims.len()
+    }
+
+    /// Whether there is a Service of this name that is to be served.
+    pub fn serves(&self, name: &ObjectName) -> bool {
+        self.cluster.service(name).is_some()
     }
 
     /// The Services whose routes may differ from what they were when this was called last (SVC-14: whatever happened in between).

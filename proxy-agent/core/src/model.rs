@@ -201,6 +201,8 @@ pub struct Service {
     /// Who may use the addresses of load balancers, where not everyone may (`loadBalancerSourceRanges`), without what cannot be
     /// used. Both families in one list.
     pub source_ranges: Option<Box<[Cidr]>>,
+    /// The port on which the node says whether it has endpoints, to who balances the load; 0 where it does not (SVC-11).
+    pub health_check_port: u16,
 }
 
 /// Which backends a frontend leads to.
@@ -419,7 +421,7 @@ pub enum Change {
     HostAddresses(Box<[IpAddr]>),
 }
 
-/// What of the agent's own Node decides about packets.
+/// What of the agent's own Node decides about packets, and about whether any should be sent here.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Node {
     /// Label `topology.kubernetes.io/zone`.
@@ -428,4 +430,6 @@ pub struct Node {
     pub ips: Box<[IpAddr]>,
     /// `spec.podCIDRs`.
     pub pod_cidrs: Box<[Cidr]>,
+    /// It is about to go: load balancers are to leave it (HC-02).
+    pub is_leaving: bool,
 }

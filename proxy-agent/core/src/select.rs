@@ -43,13 +43,7 @@ pub(crate) struct Usable {
 impl Usable {
     /// Selects among the copies of endpoints that slices have.
     pub(crate) fn select(candidates: impl Iterator<Item = Candidate>) -> Self {
-        let mut all: Vec<Candidate> = candidates.collect();
-        // EP-09: of several copies the greatest state speaks for the address. The rest makes the order of slices irrelevant.
-        all.sort_unstable_by(|a, b| {
-            let rank = |c: &Candidate| (c.state, c.is_local, c.nodes, c.zones);
-            a.address.cmp(&b.address).then(rank(b).cmp(&rank(a)))
-        });
-        all.dedup_by_key(|candidate| candidate.address);
+        let all = distinct(candidates);
         let mut cluster: Vec<&Candidate> = all.iter().filter(|c| c.state.is_ready()).collect();
         if cluster.is_empty() {
             // EP-12, EP-15
@@ -68,6 +62,22 @@ impl Usable {
         let addresses = |set: Vec<&Candidate>| set.into_iter().map(|candidate| candidate.address).collect();
         Self { cluster: addresses(cluster), local: addresses(local), here }
     }
+
+    /// Those that are on this node and ready, whatever is used of them.
+    pub(crate) fn ready_here(candidates: impl Iterator<Item = Candidate>) -> impl Iterator<Item = Address> {
+        distinct(candidates).into_iter().filter(|c| c.is_local && c.state.is_ready()).map(|c| c.address)
+    }
+}
+
+/// EP-09: of several copies the greatest state speaks for the address. The rest makes the order of slices irrelevant.
+fn distinct(candidates: impl Iterator<Item = Candidate>) -> Vec<Candidate> {
+    let mut all: Vec<Candidate> = candidates.collect();
+    all.sort_unstable_by(|a, b| {
+        let rank = |c: &Candidate| (c.state, c.is_local, c.nodes, c.zones);
+        a.address.cmp(&b.address).then(rank(b).cmp(&rank(a)))
+    });
+    all.dedup_by_key(|candidate| candidate.address);
+    all
 }
 
 /// Leaves those that are for this node (TOP-02), else those that are for its zone (TOP-03), else all (TOP-04, TOP-05).

@@ -73,6 +73,11 @@ impl Surroundings {
         self.node.as_ref()?.zone.as_deref()
     }
 
+    /// The agent's own Node, if there is one.
+    pub fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
     pub(crate) fn set_node(&mut self, node: Option<Node>) {
         self.node = node;
     }

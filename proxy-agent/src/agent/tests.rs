@@ -96,7 +96,7 @@ impl Rig {
             .map(|kernel| Box::new(Programmed::new("fake", kernel.clone(), Nft::new(Family::V4, &settings))) as Box<dyn Programmer>);
         let (events, receiver) = channel(64);
         let alarm = Alarm::default();
-        let agent = Agent::new(settings.clone(), programmers.collect(), Arc::clone(&alarm));
+        let agent = Agent::new(settings.clone(), programmers.collect(), Arc::clone(&alarm), Telemetry::new(Duration::from_secs(60), false));
         let repairs = agent.repairs();
         tokio::spawn(agent.run(receiver));
         Self { events, kernels, alarm, repairs }

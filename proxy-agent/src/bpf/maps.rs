@@ -42,6 +42,13 @@ impl Maps {
         })
     }
 
+    /// How many entries each has room for.
+    pub(super) fn capacities(&self) -> Vec<(&'static str, u32)> {
+        let Self { frontends, slots, members, names } = self;
+        let capacities = [frontends.capacity, slots.capacity, members.capacity, names.capacity];
+        ["FRONTENDS", "SLOTS", "MEMBERS", "NAMES"].into_iter().zip(capacities).collect()
+    }
+
     pub(super) fn observe(&self) -> anyhow::Result<ObjectsOf<Bpf>> {
         let mut objects = BTreeMap::new();
         objects.extend(entries(&self.frontends, "FRONTENDS")?.into_iter().map(|(k, v)| (Key::Frontend(k), Value::Frontend(v))));

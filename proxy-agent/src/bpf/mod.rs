@@ -114,6 +114,10 @@ impl Dataplane for BpfMaps {
         Ok(())
     }
 
+    fn capacities(&self) -> Vec<(&'static str, u32)> {
+        self.maps.capacities()
+    }
+
     fn remove(&mut self) -> anyhow::Result<()> {
         Self::remove_pinned(&self.options)
     }

@@ -5,18 +5,32 @@ pub mod kube;
 pub mod manifests;
 
 use std::collections::HashSet;
+use std::time::SystemTime;
 
 use proxy_core::cluster::Kind;
 use proxy_core::input::{Converted, Problem};
-use proxy_core::model::{Change, ObjectName};
+use proxy_core::model::{Change, Family, ObjectName};
 
 /// What a source says.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
     /// An object was added, altered or is gone; with what in it could not be used.
     Object(Converted),
+    /// The same of an EndpointSlice of which it is known when what it says was changed.
+    Endpoints(Converted, Trigger),
     /// A complete list of one kind has ended: what is not named is gone.
     Listed(Kind, HashSet<ObjectName>),
+    /// Everything of one kind up to this resourceVersion has been said.
+    Version(Kind, String),
+}
+
+/// When a pod or a Service was changed, which led to a change of an EndpointSlice (`endpoints.kubernetes.io/last-change-trigger-time`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Trigger {
+    /// The family of the slice.
+    pub family: Family,
+    /// The other machine's time.
+    pub at: SystemTime,
 }
 
 /// Where a source sends its events. A full channel makes the source wait; a closed one ends it.

@@ -25,6 +25,11 @@ impl Claimants {
 }
 
 impl Claims {
+    /// How many frontends are claimed.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Whose it is.
     pub(super) fn winner(&self, frontend: &Frontend) -> Option<&ObjectName> {
         self.0.get(frontend)?.names().first()

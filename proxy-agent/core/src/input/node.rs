@@ -7,6 +7,8 @@ use crate::cidr::Cidr;
 use crate::model::{Change, Family, Node, ObjectName};
 
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+/// What the cluster autoscaler puts on a node that it is about to take away.
+const LEAVING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// What the agent's own Node object says.
 pub fn convert_node(object: &object::Node) -> Converted {
@@ -14,8 +16,14 @@ pub fn convert_node(object: &object::Node) -> Converted {
     let mut report = Report::new(format!("node {name}"));
     let zone = object.metadata.labels.get(ZONE_LABEL).and_then(Option::as_deref).filter(|zone| !zone.is_empty());
     let pod_cidrs = cidrs("spec.podCIDRs", &object.spec.pod_cidrs, &mut report);
-    let node = Node { zone: zone.map(Into::into), ips: ips(object, &mut report), pod_cidrs };
+    let node = Node { zone: zone.map(Into::into), ips: ips(object, &mut report), pod_cidrs, is_leaving: is_leaving(object) };
     Converted { change: Some(Change::Node(Some(node))), problems: report.problems }
+}
+
+/// HC-02: no other taint counts.
+fn is_leaving(object: &object::Node) -> bool {
+    let is_deleted = object.metadata.deletion_timestamp.as_deref().is_some_and(|time| !time.is_empty());
+    is_deleted || object.spec.taints.iter().any(|taint| taint.key.as_deref() == Some(LEAVING_TAINT))
 }
 
 /// API-02: the first InternalIP, else the first ExternalIP, and the first one of the other family.

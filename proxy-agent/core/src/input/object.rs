@@ -29,6 +29,9 @@ pub struct Metadata {
     /// Labels.
     #[serde(default, deserialize_with = "nullable")]
     pub labels: BTreeMap<String, Option<String>>,
+    /// When the object was asked to go; what is there stays until its finalizers are done.
+    #[serde(rename = "deletionTimestamp")]
+    pub deletion_timestamp: Option<String>,
 }
 
 /// A `v1` Service.
@@ -79,6 +82,8 @@ pub struct ServiceSpec {
     /// Who may use the addresses of load balancers.
     #[serde(default, deserialize_with = "list")]
     pub load_balancer_source_ranges: Vec<String>,
+    /// Where load balancers ask whether this node has endpoints; absent or 0: nowhere.
+    pub health_check_node_port: Option<i64>,
 }
 
 /// `spec.sessionAffinityConfig` of a [`Service`].
@@ -230,9 +235,19 @@ pub struct Node {
 /// `spec` of a [`Node`].
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct NodeSpec {
+    /// What keeps pods away.
+    #[serde(default, deserialize_with = "list")]
+    pub taints: Vec<Taint>,
     /// The ranges of its pods' addresses.
     #[serde(rename = "podCIDRs", default, deserialize_with = "list")]
     pub pod_cidrs: Vec<String>,
+}
+
+/// One of `spec.taints` of a [`Node`].
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Taint {
+    /// Its key.
+    pub key: Option<String>,
 }
 
 /// `status` of a [`Node`].

@@ -66,7 +66,9 @@ fn served(object: &object::Service, report: &mut Report) -> Option<Service> {
     // SVC-10
     let external = policy("external", spec.external_traffic_policy.as_deref(), report);
     let external = if exposed || !external_ips.is_empty() { external } else { TrafficPolicy::Cluster };
+    let health_check_port = if is_balanced && external == TrafficPolicy::Local { health_check_port(spec, report) } else { 0 };
     let service = Service {
+        health_check_port,
         ports: ports(spec, exposed, report),
         internal: policy("internal", spec.internal_traffic_policy.as_deref(), report),
         external,
@@ -77,6 +79,15 @@ fn served(object: &object::Service, report: &mut Report) -> Option<Service> {
         cluster_ips: cluster_ips.into(),
     };
     (!service.cluster_ips.is_empty()).then_some(service)
+}
+
+/// SVC-11
+fn health_check_port(spec: &object::ServiceSpec, report: &mut Report) -> u16 {
+    let parsed = spec.health_check_node_port.filter(|number| *number != 0).map_or(Ok(0), parse_port);
+    parsed.unwrap_or_else(|why| {
+        report.say(format_args!("spec.healthCheckNodePort: {why}; left out"));
+        0
+    })
 }
 
 fn external_ips(spec: &object::ServiceSpec, report: &mut Report) -> Box<[IpAddr]> {

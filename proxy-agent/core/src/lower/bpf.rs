@@ -119,6 +119,15 @@ impl Lowering for Bpf {
         false
     }
 
+    fn kind(key: &Key) -> &'static str {
+        match key {
+            Key::Name(_) => "NAMES",
+            Key::Slot(_) => "SLOTS",
+            Key::Member(_) => "MEMBERS",
+            Key::Frontend(_) => "FRONTENDS",
+        }
+    }
+
     fn seats(objects: &ObjectsOf<Self>) -> BTreeMap<(ObjectName, PortKey), Observed> {
         let mut seats: BTreeMap<(ObjectName, PortKey), Observed> = BTreeMap::new();
         for (frontend, value) in frontends(objects) {

@@ -52,6 +52,9 @@ pub trait Lowering: Clone + Debug + Send {
     /// Whether packets on their way may still look for an object after it went out of use.
     fn lingers(key: &Self::Key) -> bool;
 
+    /// The set, map or kind that an object is in, for reports.
+    fn kind(key: &Self::Key) -> &'static str;
+
     /// Whether several Services may want this object.
     fn is_shared(key: &Self::Key) -> bool;
 

@@ -151,6 +151,15 @@ impl Lowering for Nft {
         matches!(key, Key::Chain(_) | Key::StickPick(..) | Key::Hairpin(_) | Key::Endpoint(..) | Key::ClusterIp(_))
     }
 
+    fn kind(key: &Key) -> &'static str {
+        match key {
+            Key::Base => "table",
+            Key::Chain(_) | Key::StickPick(..) => "chains",
+            Key::Damage(_) => "damage",
+            key => key.set().unwrap_or("other"),
+        }
+    }
+
     fn seats(objects: &ObjectsOf<Self>) -> BTreeMap<(ObjectName, PortKey), Observed> {
         read::seats(objects)
     }

@@ -146,6 +146,7 @@ fn service() -> impl Strategy<Value = Service> {
                 external,
                 affinity,
                 source_ranges: ranges.map(Into::into),
+                health_check_port: if external == TrafficPolicy::Local { 30_100 } else { 0 },
             }
         },
     )
@@ -184,7 +185,7 @@ fn around() -> impl Strategy<Value = Change> {
     let ips = || (option::weighted(0.8, select(host_ips(Family::V4))), option::weighted(0.6, select(host_ips(Family::V6))));
     let ips = ips().prop_map(|(v4, v6)| v4.into_iter().chain(v6).collect());
     let pod_cidrs = subsequence(["10.1.0.0/31", "fd00:1::/127"].map(cidr).to_vec(), 0..=2);
-    let node = (zone, ips, pod_cidrs).prop_map(|(zone, ips, pod_cidrs)| Node { zone, ips, pod_cidrs: pod_cidrs.into() });
+    let node = (zone, ips, pod_cidrs).prop_map(|(zone, ips, pod_cidrs)| Node { zone, ips, pod_cidrs: pod_cidrs.into(), is_leaving: false });
     let host: Vec<IpAddr> = Family::ALL.into_iter().flat_map(host_ips).collect();
     let cidrs = subsequence(["10.96.0.0/24", "10.96.0.0/28", "fd00:96::/112"].map(cidr).to_vec(), 0..=3);
     prop_oneof![

@@ -137,6 +137,12 @@ impl Journal {
         Self { resource, optional, server, met: BTreeMap::new() }
     }
 
+    /// The server with its port, as metrics name it.
+    pub(super) fn host(&self) -> &str {
+        let rest = self.server.split_once("://").map_or(&*self.server, |(_, rest)| rest);
+        rest.split_once('/').map_or(rest, |(host, _)| host)
+    }
+
     /// The kubeconfig may have come to name another server.
     pub(super) fn is_at(&mut self, server: String) {
         self.server = server;

@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use self::resource::{EndpointSlices, OwnNode, ServiceCidrs, Services};
 use self::watch::Watch;
 use super::Sender;
+use crate::metrics::Client as Metrics;
 pub use current::{Current, Version, ask_agent, current};
 pub use events::post;
 
@@ -38,12 +39,12 @@ pub struct KubeConfig {
 
 /// Sends the Node of this name, all ServiceCIDRs, Services and EndpointSlices, and then what changes, until the channel closes. An
 /// API server that cannot be reached, or refuses, is tried again for ever; only a configuration that cannot work is an error.
-pub async fn watch(config: KubeConfig, node: Arc<str>, events: Sender) -> anyhow::Result<()> {
+pub async fn watch(config: KubeConfig, node: Arc<str>, events: Sender, metrics: &Metrics) -> anyhow::Result<()> {
     let link = config.link().await?;
-    let mut own_node = Watch::new(OwnNode::new(&node), config.clone(), link.clone(), events.clone());
-    let mut cidrs = Watch::new(ServiceCidrs, config.clone(), link.clone(), events.clone());
-    let services = Watch::new(Services, config.clone(), link.clone(), events.clone());
-    let slices = Watch::new(EndpointSlices { node }, config, link, events);
+    let mut own_node = Watch::new(OwnNode::new(&node), config.clone(), link.clone(), events.clone(), metrics);
+    let mut cidrs = Watch::new(ServiceCidrs, config.clone(), link.clone(), events.clone(), metrics);
+    let services = Watch::new(Services, config.clone(), link.clone(), events.clone(), metrics);
+    let slices = Watch::new(EndpointSlices { node }, config, link, events, metrics);
     let (node_answered, cidrs_answered) = (own_node.answered(), cidrs.answered());
     let served = async {
         // So that an agent that starts again does not first program Services as if it did not know its Node.
@@ -127,11 +128,13 @@ mod tests {
         let (events, _receiver) = tokio::sync::mpsc::channel(1);
         // The tests may themselves run in a pod.
         if Config::incluster().is_err() {
-            let error = watch(KubeConfig::default(), "node1".into(), events.clone()).await.expect_err("not in a pod");
+            let error = watch(KubeConfig::default(), "node1".into(), events.clone(), &crate::metrics::Metrics::default().client)
+                .await
+                .expect_err("not in a pod");
             assert!(format!("{error:#}").contains("--manifests"), "{error:#}");
         }
         let config = KubeConfig { kubeconfig: Some("/nowhere/kubeconfig".into()), server: None };
-        let error = watch(config, "node1".into(), events).await.expect_err("no such file");
+        let error = watch(config, "node1".into(), events, &crate::metrics::Metrics::default().client).await.expect_err("no such file");
         assert!(format!("{error:#}").contains("/nowhere/kubeconfig"), "{error:#}");
     }
 
@@ -139,7 +142,7 @@ mod tests {
     async fn ends_when_nobody_listens_even_without_a_server() -> anyhow::Result<()> {
         let (events, receiver) = tokio::sync::mpsc::channel(1);
         let config = KubeConfig { kubeconfig: None, server: Some("http://127.0.0.1:9".into()) };
-        let running = tokio::spawn(watch(config, "node1".into(), events));
+        let running = tokio::spawn(async move { watch(config, "node1".into(), events, &crate::metrics::Metrics::default().client).await });
         drop(receiver);
         tokio::time::timeout(std::time::Duration::from_secs(10), running).await???;
         Ok(())

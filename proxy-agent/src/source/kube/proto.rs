@@ -7,6 +7,12 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use prost::Message;
 use proxy_core::input::object;
+use proxy_core::model::Family;
+
+use crate::source::Trigger;
+
+/// The annotation of an EndpointSlice.
+const TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// A frame of a watch.
 #[derive(Message)]
@@ -73,8 +79,28 @@ pub(super) struct Metadata {
     namespace: Option<String>,
     #[prost(string, tag = "6")]
     resource_version: String,
+    #[prost(message, optional, tag = "9")]
+    deletion_timestamp: Option<Time>,
     #[prost(btree_map = "string, string", tag = "11")]
     labels: BTreeMap<String, String>,
+    /// Not decoded: they may be long, and one of one kind of object is of interest.
+    #[prost(bytes = "bytes", repeated, tag = "12")]
+    annotations: Vec<Bytes>,
+}
+
+/// One label or annotation.
+#[derive(Message)]
+struct Pair {
+    #[prost(string, tag = "1")]
+    key: String,
+    #[prost(string, tag = "2")]
+    value: String,
+}
+
+#[derive(Message)]
+struct Time {
+    #[prost(int64, optional, tag = "1")]
+    seconds: Option<i64>,
 }
 
 #[derive(Message)]
@@ -103,6 +129,8 @@ struct ServiceSpec {
     load_balancer_source_ranges: Vec<String>,
     #[prost(string, optional, tag = "11")]
     external_traffic_policy: Option<String>,
+    #[prost(int32, optional, tag = "12")]
+    health_check_node_port: Option<i32>,
     #[prost(message, optional, tag = "14")]
     session_affinity_config: Option<SessionAffinityConfig>,
     #[prost(string, repeated, tag = "18")]
@@ -220,8 +248,16 @@ pub(super) struct Node {
 
 #[derive(Message)]
 struct NodeSpec {
+    #[prost(message, repeated, tag = "5")]
+    taints: Vec<Taint>,
     #[prost(string, repeated, tag = "7")]
     pod_cidrs: Vec<String>,
+}
+
+#[derive(Message)]
+struct Taint {
+    #[prost(string, optional, tag = "1")]
+    key: Option<String>,
 }
 
 #[derive(Message)]
@@ -288,9 +324,32 @@ impl Versioned for ServiceCidr {
 }
 
 impl From<Metadata> for object::Metadata {
-    fn from(Metadata { name, namespace, labels, .. }: Metadata) -> Self {
-        Self { name, namespace, labels: labels.into_iter().map(|(key, value)| (key, Some(value))).collect() }
+    fn from(Metadata { name, namespace, labels, deletion_timestamp, .. }: Metadata) -> Self {
+        let labels = labels.into_iter().map(|(key, value)| (key, Some(value))).collect();
+        // When does not matter.
+        let deletion_timestamp = deletion_timestamp.map(|time| time.seconds.unwrap_or_default().to_string());
+        Self { name, namespace, labels, deletion_timestamp }
     }
+}
+
+impl EndpointSlice {
+    /// When what led to it was changed, if it says so.
+    pub(super) fn trigger(&self) -> Option<Trigger> {
+        let pairs = self.metadata.iter().flat_map(|metadata| &metadata.annotations);
+        let pair =
+            pairs.filter(|pair| contains(pair, TRIGGER)).filter_map(|pair| Pair::decode(pair.clone()).ok()).find(|p| p.key == TRIGGER)?;
+        let family = match self.address_type.as_deref()? {
+            "IPv4" => Family::V4,
+            "IPv6" => Family::V6,
+            _ => return None,
+        };
+        Some(Trigger { family, at: pair.value.parse::<jiff::Timestamp>().ok()?.into() })
+    }
+}
+
+/// Behind the tag and the length of the key.
+fn contains(pair: &Bytes, key: &str) -> bool {
+    pair.get(2..).is_some_and(|rest| rest.starts_with(key.as_bytes()))
 }
 
 impl From<Service> for object::Service {
@@ -317,6 +376,7 @@ impl From<ServiceSpec> for object::ServiceSpec {
             session_affinity: spec.session_affinity,
             session_affinity_config: spec.session_affinity_config.unwrap_or_default().into(),
             load_balancer_source_ranges: spec.load_balancer_source_ranges,
+            health_check_node_port: spec.health_check_node_port.map(i64::from),
         }
     }
 }
@@ -373,9 +433,11 @@ impl From<Node> for object::Node {
     fn from(Node { metadata, spec, status }: Node) -> Self {
         let addresses = status.unwrap_or_default().addresses.into_iter();
         let addresses = addresses.map(|NodeAddress { kind: type_, address }| object::NodeAddress { type_, address });
+        let NodeSpec { taints, pod_cidrs } = spec.unwrap_or_default();
+        let taints = taints.into_iter().map(|Taint { key }| object::Taint { key }).collect();
         Self {
             metadata: metadata.unwrap_or_default().into(),
-            spec: object::NodeSpec { pod_cidrs: spec.unwrap_or_default().pod_cidrs },
+            spec: object::NodeSpec { taints, pod_cidrs },
             status: object::NodeStatus { addresses: addresses.collect() },
         }
     }

@@ -8,7 +8,7 @@ use proxy_core::input::{Converted, convert_endpoint_slice, convert_node, convert
 use proxy_core::model::ObjectName;
 
 use super::proto::{self, Versioned};
-use crate::source::node_name;
+use crate::source::{Trigger, node_name};
 
 /// One of the resources that are watched.
 pub(super) trait Resource: Send + 'static {
@@ -37,6 +37,11 @@ pub(super) trait Resource: Send + 'static {
 
     /// What an object says.
     fn convert(&self, object: Self::Object) -> Converted;
+
+    /// When what led to it was changed, where that is known.
+    fn trigger(&self, _: &Self::Object) -> Option<Trigger> {
+        None
+    }
 }
 
 /// Services that have a ClusterIP and are not another proxy's (SVC-01).
@@ -73,6 +78,10 @@ impl Resource for EndpointSlices {
 
     fn convert(&self, object: proto::EndpointSlice) -> Converted {
         convert_endpoint_slice(&object.into(), &self.node)
+    }
+
+    fn trigger(&self, object: &proto::EndpointSlice) -> Option<Trigger> {
+        object.trigger()
     }
 }
 

@@ -22,8 +22,9 @@ use tokio::time::timeout;
 use super::failure::{Backoff, Failure, Journal, Kind, random};
 use super::list::List;
 use super::resource::Resource;
-use super::wire::{ACCEPT, ACCEPT_WATCH, Frame, Garbled, Seen, frame, refusal, take_frame};
+use super::wire::{ACCEPT, ACCEPT_WATCH, Frame, Garbled, frame, refusal, take_frame};
 use super::{KubeConfig, Link};
+use crate::metrics::{Client as Metrics, Watched};
 use crate::source::{Closed, Event, Sender, send};
 
 /// How long an answer may take to begin, and a list to go on. The server gives up on a list after 60 s.
@@ -64,14 +65,16 @@ pub(super) struct Watch<R> {
     /// Where to go on; `None` before the first complete list and after the server has forgotten that version.
     version: Option<String>,
     resource: R,
+    metrics: Watched,
     /// Dropped once the server has answered.
     unanswered: Option<oneshot::Sender<()>>,
 }
 
 impl<R: Resource> Watch<R> {
-    pub(super) fn new(resource: R, config: KubeConfig, Link { client, server }: Link, events: Sender) -> Self {
+    pub(super) fn new(resource: R, config: KubeConfig, Link { client, server }: Link, events: Sender, metrics: &Metrics) -> Self {
+        let metrics = metrics.watched(R::PLURAL);
         let journal = Journal::new(R::PLURAL, R::OPTIONAL, server);
-        Self { config, client, events, journal, backoff: Backoff::default(), version: None, resource, unanswered: None }
+        Self { config, client, events, journal, backoff: Backoff::default(), version: None, resource, metrics, unanswered: None }
     }
 
     /// Ends when the first list has been sent, or refused; not while there is no server.
@@ -99,6 +102,7 @@ impl<R: Resource> Watch<R> {
                 Ok(()) if start.elapsed() > SETTLED => {}
                 Ok(()) => tokio::time::sleep(self.backoff.next()).await,
                 Err(Stop::Failed(failure)) => {
+                    self.metrics.restarted();
                     self.journal.failed(&failure);
                     if failure.kind != Kind::Unreachable {
                         self.unanswered = None;
@@ -143,31 +147,36 @@ impl<R: Resource> Watch<R> {
 
     /// A complete list.
     async fn list(&mut self) -> Result<(), Stop> {
+        self.metrics.listed();
         let (start, mut list, mut listed) = (Instant::now(), List::default(), HashSet::new());
         let params =
             ListParams { label_selector: R::LABELS.map(str::to_owned), field_selector: self.resource.fields(), ..ListParams::default() };
         let request = Request::new(R::PATH).list(&params).map_err(::kube::Error::BuildRequest)?;
-        let mut body = timeout(ANSWER, self.ask(request, ACCEPT)).await.map_err(|_| no_answer(ANSWER))??;
+        let mut body = timeout(ANSWER, self.ask(request, ACCEPT, "LIST")).await.map_err(|_| no_answer(ANSWER))??;
         while let Some(data) = timeout(ANSWER, data(&mut body)).await.map_err(|_| no_answer(ANSWER))?? {
             list.push(&data);
-            while let Some(Seen { name, converted }) = list.next(&self.resource)? {
-                listed.extend(name);
-                send(&self.events, Event::Object(converted)).await?;
+            while let Some(seen) = list.next(&self.resource)? {
+                listed.extend(seen.name.clone());
+                send(&self.events, seen.event()).await?;
             }
         }
         let version = list.end()?;
         self.works();
         tracing::info!("{}: {} listed in {:.1?}", R::PLURAL, listed.len(), start.elapsed());
         send(&self.events, Event::Listed(R::KIND, listed)).await?;
-        self.version = Some(version);
+        self.reached(version).await?;
         self.unanswered = None;
         Ok(())
     }
 
     /// The body of an answer, if the server does not refuse.
-    async fn ask(&self, mut request: http::Request<Vec<u8>>, accept: &'static str) -> Result<Body, Failure> {
+    async fn ask(&self, mut request: http::Request<Vec<u8>>, accept: &'static str, verb: &str) -> Result<Body, Failure> {
         request.headers_mut().insert(http::header::ACCEPT, http::HeaderValue::from_static(accept));
-        let answer = self.client.send(request.map(Body::from)).await?;
+        let start = Instant::now();
+        let answer = self.client.send(request.map(Body::from)).await;
+        let code = answer.as_ref().ok().map(|answer| answer.status().as_u16());
+        self.metrics.requested(self.journal.host(), verb, code, start.elapsed());
+        let answer = answer?;
         let status = answer.status();
         if status.is_client_error() || status.is_server_error() {
             return Err(refusal(status.as_u16(), collected(answer.into_body()).await?).into());
@@ -189,11 +198,11 @@ impl<R: Resource> Watch<R> {
                 }
             };
             match frame(&self.resource, bytes).map_err(|garbled| self.garbled(garbled))? {
-                Frame::Object(Seen { converted, .. }, version) | Frame::Gone(Seen { converted, .. }, version) => {
-                    self.reached(version);
-                    send(&self.events, Event::Object(converted)).await?;
+                Frame::Object(seen, version) | Frame::Gone(seen, version) => {
+                    send(&self.events, seen.event()).await?;
+                    self.reached(version).await?;
                 }
-                Frame::Bookmark(version) => self.reached(version),
+                Frame::Bookmark(version) => self.reached(version).await?,
                 Frame::Failed(status) => return Err(self.refused(status.into()).into()),
                 Frame::Unknown => {}
             }
@@ -212,7 +221,7 @@ impl<R: Resource> Watch<R> {
         };
         let version = self.version.as_deref().unwrap_or_default();
         let request = Request::new(R::PATH).watch(&params, version).map_err(::kube::Error::BuildRequest)?;
-        let answer = timeout(ANSWER, self.ask(request, ACCEPT_WATCH)).await.map_err(|_| no_answer(ANSWER))?;
+        let answer = timeout(ANSWER, self.ask(request, ACCEPT_WATCH, "WATCH")).await.map_err(|_| no_answer(ANSWER))?;
         answer.map_err(|failure| self.refused(failure))
     }
 
@@ -231,10 +240,13 @@ impl<R: Resource> Watch<R> {
         }
     }
 
-    fn reached(&mut self, version: String) {
-        if !version.is_empty() {
-            self.version = Some(version);
+    async fn reached(&mut self, version: String) -> Result<(), Closed> {
+        self.metrics.heard();
+        if version.is_empty() {
+            return Ok(());
         }
+        self.version = Some(version.clone());
+        send(&self.events, Event::Version(R::KIND, version)).await
     }
 
     fn refused(&mut self, failure: Failure) -> Failure {

@@ -81,9 +81,12 @@ impl Server {
 }
 
 async fn next(events: &mut tokio::sync::mpsc::Receiver<Event>) -> Kind {
-    match timeout(DEADLINE, events.recv()).await.expect("an event in time").expect("the watches go on") {
-        Event::Listed(kind, _) => kind,
-        Event::Object(object) => panic!("{object:?}"),
+    loop {
+        match timeout(DEADLINE, events.recv()).await.expect("an event in time").expect("the watches go on") {
+            Event::Listed(kind, _) => return kind,
+            Event::Version(..) => {}
+            Event::Object(object) | Event::Endpoints(object, _) => panic!("{object:?}"),
+        }
     }
 }
 
@@ -102,7 +105,8 @@ async fn what_is_around_the_services_comes_before_them() {
     let server = Server::default();
     server.answer("nodes", None);
     let (sender, mut events) = channel(16);
-    tokio::spawn(watch(server.start().await, "node1".into(), sender));
+    let config = server.start().await;
+    tokio::spawn(async move { watch(config, "node1".into(), sender, &crate::metrics::Metrics::default().client).await });
     assert_eq!(next(&mut events).await, Kind::ServiceCidr);
     wait("the own Node is asked for", || server.asked().iter().any(|url| url.contains("metadata.name%3Dnode1"))).await;
     assert_eq!(server.asked().len(), 2, "{:?}", server.asked());
@@ -119,7 +123,8 @@ async fn a_server_without_servicecidrs_or_that_shows_no_nodes_is_good_enough() {
     server.answer("servicecidrs", Some(404));
     server.answer("nodes", Some(403));
     let (sender, mut events) = channel(16);
-    tokio::spawn(watch(server.start().await, "node1".into(), sender));
+    let config = server.start().await;
+    tokio::spawn(async move { watch(config, "node1".into(), sender, &crate::metrics::Metrics::default().client).await });
     let mut served = [next(&mut events).await, next(&mut events).await];
     served.sort();
     assert_eq!(served, [Kind::Service, Kind::Slice]);
@@ -135,7 +140,8 @@ async fn a_server_without_servicecidrs_or_that_shows_no_nodes_is_good_enough() {
 async fn what_a_server_does_not_have_is_asked_for_less_and_less_often() {
     let (sender, _events) = channel(1);
     let link = KubeConfig { kubeconfig: None, server: Some("http://127.0.0.1:9".into()) };
-    let mut cidrs = Watch::new(ServiceCidrs, link.clone(), link.link().await.expect("a client"), sender);
+    let mut cidrs =
+        Watch::new(ServiceCidrs, link.clone(), link.link().await.expect("a client"), sender, &crate::metrics::Metrics::default().client);
     let pauses: Vec<Duration> = (0..9).map(|_| cidrs.pause(failure::Kind::Absent)).collect();
     assert!(pauses[..6].iter().all(|pause| *pause <= Duration::from_secs(16)), "{pauses:?}");
     assert_eq!(pauses[6..], [LATER; 3]);

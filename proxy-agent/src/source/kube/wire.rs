@@ -9,7 +9,7 @@ use proxy_core::model::ObjectName;
 
 use super::proto::{self, Versioned};
 use super::resource::Resource;
-use crate::source::{noun, removal, report, subject};
+use crate::source::{Event, Trigger, noun, removal, report, subject};
 
 /// What is asked for. An error may come as JSON from something before the API server.
 pub(super) const ACCEPT: &str = "application/vnd.kubernetes.protobuf";
@@ -28,6 +28,18 @@ pub(super) struct Seen {
     pub(super) name: Option<ObjectName>,
     /// What it says.
     pub(super) converted: Converted,
+    /// When what led to it was changed.
+    pub(super) trigger: Option<Trigger>,
+}
+
+impl Seen {
+    /// What is said of it.
+    pub(super) fn event(self) -> Event {
+        match self.trigger {
+            Some(trigger) => Event::Endpoints(self.converted, trigger),
+            None => Event::Object(self.converted),
+        }
+    }
 }
 
 /// One frame of a watch.
@@ -123,9 +135,10 @@ pub(super) fn seen<R: Resource>(resource: &R, raw: &Bytes) -> Result<(Seen, Stri
     match R::Object::decode(raw.clone()) {
         Ok(object) => {
             let version = object.version().to_owned();
+            let trigger = resource.trigger(&object);
             let converted = resource.convert(object);
             let name = subject(&converted, resource.node()).map(|(_, name)| name.clone());
-            Ok((Seen { name, converted }, version))
+            Ok((Seen { name, converted, trigger }, version))
         }
         Err(error) => {
             let head = head(raw)?;
@@ -137,7 +150,7 @@ pub(super) fn seen<R: Resource>(resource: &R, raw: &Bytes) -> Result<(Seen, Stri
 pub(super) fn undecoded<R: Resource>(name: Option<ObjectName>, why: &str) -> Seen {
     let shown = name.as_ref().map_or_else(|| "?".to_owned(), ObjectName::to_string);
     let text = format!("cannot be decoded, so what is known of it stays: {why}");
-    Seen { name, converted: report(format!("{} {shown}", noun(R::KIND)), text) }
+    Seen { name, converted: report(format!("{} {shown}", noun(R::KIND)), text), trigger: None }
 }
 
 fn gone<R: Resource>(name: Option<ObjectName>) -> Seen {
@@ -145,7 +158,7 @@ fn gone<R: Resource>(name: Option<ObjectName>) -> Seen {
         Some(name) => removal(R::KIND, name.clone()),
         None => report(format!("{} ?", noun(R::KIND)), "was deleted, but it has no name".to_owned()),
     };
-    Seen { name, converted }
+    Seen { name, converted, trigger: None }
 }
 
 fn head(raw: &Bytes) -> Result<proto::HeadMetadata, Garbled> {

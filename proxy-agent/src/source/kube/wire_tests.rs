@@ -194,7 +194,7 @@ fn a_node_and_a_servicecidr_have_names_without_a_namespace() -> Result<(), Garbl
 
     let gone = watched(&ServiceCidrs, "DELETED", &service_cidr())?;
     let converted = removal(Kind::ServiceCidr, name.clone());
-    assert_eq!(gone, Frame::Gone(Seen { name: Some(name), converted }, "4715".into()));
+    assert_eq!(gone, Frame::Gone(Seen { name: Some(name), converted, trigger: None }, "4715".into()));
     let Frame::Gone(seen, _) = watched(&OwnNode::new("node1"), "DELETED", &self::node("node1"))? else { panic!("not gone") };
     assert_eq!(seen.converted.change, Some(Change::Node(None)));
     Ok(())
