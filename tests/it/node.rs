@@ -241,7 +241,9 @@ fn a_cgroup_that_is_not_the_true_root_is_refused_unless_it_was_asked_for() {
         return;
     }
     let refused = || -> Result<()> {
-        let rig = Rig::new(Mode::Ebpf)?;
+        let mut rig = Rig::new(Mode::Ebpf)?;
+        // A second one would wait for it.
+        rig.agent.stop()?;
         let script = "mount --make-rprivate / && umount \"$1\" && mount -t cgroup2 none \"$1\" && shift && exec \"$@\"";
         let mut shell = Command::new("unshare");
         let mount = rig.lab.node(1).cgroup().ancestors().nth(2).context("the cgroup mount")?;

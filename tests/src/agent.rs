@@ -9,6 +9,7 @@ use std::{env, str};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use crate::child::keep_capabilities;
 use crate::lab::{Lab, Program, Seen};
 
 /// How long anything that the agent does may take here; most of it takes milliseconds.
@@ -26,7 +27,20 @@ pub enum Mode {
 impl Mode {
     /// All of them.
     pub const ALL: [Mode; 2] = [Mode::Ebpf, Mode::Nftables];
+
+    /// The numbers of the capabilities that an agent needs (docs/install.md), which are all that it has here.
+    pub fn capabilities(self) -> &'static [u8] {
+        match self {
+            Mode::Ebpf => &[NET_ADMIN, PERFMON, BPF],
+            Mode::Nftables => &[NET_ADMIN],
+        }
+    }
 }
+
+/// Numbers of capabilities (include/uapi/linux/capability.h).
+const NET_ADMIN: u8 = 12;
+const PERFMON: u8 = 38;
+const BPF: u8 = 39;
 
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -176,6 +190,7 @@ impl Agent {
     fn command(&self, lab: &Lab, subcommand: &str) -> Command {
         let mut command = Command::new(&self.program);
         command.arg(subcommand).arg("--bpf-pin-path").arg(lab.node(self.node).bpffs().join("proxy-agent"));
+        keep_capabilities(&mut command, self.mode.capabilities());
         command
     }
 }

@@ -1,5 +1,5 @@
 //! Starting processes that die with this one.
-#![allow(unsafe_code)] // One call, which says why it is sound.
+#![allow(unsafe_code)] // Two calls, which say why they are sound.
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -28,6 +28,25 @@ pub(crate) fn die_with_parent(command: &mut Command, signal: Signal) {
         set_pdeathsig(signal)?;
         // The parent may have ended before that took effect.
         if getppid() == parent { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
+    });
+}
+
+/// The last capability of a kernel is below this (include/uapi/linux/capability.h: CAP_LAST_CAP is 40 in 6.18).
+const CAPABILITIES: u8 = 64;
+
+/// The new process's program, run as root, has these capabilities (their numbers) and no others, as a container's has.
+pub(crate) fn keep_capabilities(command: &mut Command, kept: &'static [u8]) {
+    before_exec(command, move || {
+        // The bounding set counts from exec on, so that what else is done before it goes on having all rights.
+        for capability in (0..CAPABILITIES).filter(|capability| !kept.contains(capability)) {
+            // SAFETY: the call takes a number and touches no memory.
+            let done = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0) };
+            // The kernel has no capability of this number.
+            if done != 0 && io::Error::last_os_error().raw_os_error() != Some(libc::EINVAL) {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
     });
 }
 
