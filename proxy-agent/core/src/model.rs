@@ -201,6 +201,29 @@ pub struct Service {
     /// Who may use the addresses of load balancers, where not everyone may (`loadBalancerSourceRanges`), without what cannot be
     /// used. Both families in one list.
     pub source_ranges: Option<Box<[Cidr]>>,
+    /// What becomes of flows to endpoints that are removed.
+    pub removed: RemovedEndpoints,
+}
+
+/// What becomes of the flows to an endpoint that is removed (annotation `proxy-agent.io/removed-endpoints`).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub enum RemovedEndpoints {
+    /// As kube-proxy: TCP goes on (EP-20), UDP until the endpoint no longer serves (CT-05), and SCTP as UDP (W-03).
+    #[default]
+    AsUsual,
+    /// They are left alone.
+    Keep,
+    /// They go on while the endpoint serves, terminating or not.
+    Drain,
+    /// They are cut as soon as the endpoint is in no set that is in use.
+    Reset,
+}
+
+impl RemovedEndpoints {
+    /// Whether flows are cut by other rules than kube-proxy's, so that all of them have to pass where that can be done.
+    pub fn cuts(self) -> bool {
+        matches!(self, RemovedEndpoints::Drain | RemovedEndpoints::Reset)
+    }
 }
 
 /// Which backends a frontend leads to.
@@ -285,7 +308,9 @@ pub enum EndpointState {
     Draining,
     /// Ready and terminating, as `publishNotReadyAddresses` has it (EP-11): used as any that is ready.
     ReadyLeaving,
-    /// Running and not ready: not used (EP-20).
+    /// Running, neither ready nor serving: not used (EP-20).
+    NotServing,
+    /// Running and serving, but not ready: not used either, and flows to it go on (CT-05).
     NotReady,
     /// Ready.
     Ready,
@@ -295,6 +320,11 @@ impl EndpointState {
     /// Whether the object says that it is ready.
     pub fn is_ready(self) -> bool {
         matches!(self, EndpointState::Ready | EndpointState::ReadyLeaving)
+    }
+
+    /// Whether flows to it may go on (CT-05): it serves, or is used all the same, as `publishNotReadyAddresses` has it.
+    pub fn serves(self) -> bool {
+        !matches!(self, EndpointState::Gone | EndpointState::NotServing)
     }
 }
 

@@ -29,6 +29,9 @@ pub struct Metadata {
     /// Labels.
     #[serde(default, deserialize_with = "nullable")]
     pub labels: BTreeMap<String, Option<String>>,
+    /// Annotations.
+    #[serde(default, deserialize_with = "nullable")]
+    pub annotations: BTreeMap<String, Option<String>>,
 }
 
 /// A `v1` Service.

@@ -75,6 +75,8 @@ pub(super) struct Metadata {
     resource_version: String,
     #[prost(btree_map = "string, string", tag = "11")]
     labels: BTreeMap<String, String>,
+    #[prost(btree_map = "string, string", tag = "12")]
+    annotations: BTreeMap<String, String>,
 }
 
 #[derive(Message)]
@@ -288,8 +290,9 @@ impl Versioned for ServiceCidr {
 }
 
 impl From<Metadata> for object::Metadata {
-    fn from(Metadata { name, namespace, labels, .. }: Metadata) -> Self {
-        Self { name, namespace, labels: labels.into_iter().map(|(key, value)| (key, Some(value))).collect() }
+    fn from(Metadata { name, namespace, labels, annotations, .. }: Metadata) -> Self {
+        let texts = |texts: BTreeMap<String, String>| texts.into_iter().map(|(key, value)| (key, Some(value))).collect();
+        Self { name, namespace, labels: texts(labels), annotations: texts(annotations) }
     }
 }
 
