@@ -10,6 +10,7 @@ pub mod dump;
 pub mod host;
 pub mod log;
 pub mod modes;
+mod netfilter;
 pub mod nft;
 pub mod programmer;
 pub mod recorder;

@@ -11,9 +11,9 @@ use super::by_key;
 use super::layout::{Layout, Link, TABLE};
 use super::rules::{self, Rule};
 use super::sets::{BY_SOURCE_CLASSES, CLASSES, SETS, STICK_CLASSES, STICKY, is_interval};
-use super::socket::Socket;
 use super::wire::{Attributes, Message, find_userdata, message_type, nfta, text};
 use super::{chains, class, element, localnet};
+use crate::netfilter::socket::Socket;
 
 /// How often the elements are read again because something is missing, and how long to wait before the first time.
 const ATTEMPTS: u32 = 6;
