@@ -2,7 +2,8 @@
 //! is there any more, or nobody was then.
 //!
 //! [`Tracker`] follows Services and says what to look for when flows may have gone stale, as [`Stale`]: frontends with what may go on
-//! there. A flow to any other destination is not ours and never stale.
+//! there. Looking takes a while, during which Services change again: so it [hears](Stale::hear) of what may go on elsewhere now too.
+//! A flow to any other destination is not ours and never stale.
 //!
 //! | `removed-endpoints` | TCP | UDP, SCTP |
 //! |---|---|---|
@@ -40,6 +41,8 @@ pub enum Keep {
     To(Arc<[Address]>),
     /// Whatever was translated.
     Translated,
+    /// Whatever there is.
+    Everything,
 }
 
 impl Keep {
@@ -47,19 +50,17 @@ impl Keep {
         match self {
             Keep::To(endpoints) => endpoints.binary_search(&flow.answered_by).is_ok(),
             Keep::Translated => flow.answered_by != Address { ip: flow.to.ip, port: flow.to.port },
+            Keep::Everything => true,
         }
     }
 
-    /// Whether a flow that could go on before may be stale now, or one to nobody may be served now.
-    fn follows(&self, before: &Keep) -> bool {
+    /// Whether there may be a flow that could go on before and cannot now.
+    fn is_stricter(&self, before: &Keep) -> bool {
         match (before, self) {
-            (Keep::To(before), Keep::To(now)) => {
-                let all_stay = || before.iter().all(|endpoint| now.binary_search(endpoint).is_ok());
-                before != now && (before.is_empty() || !all_stay())
-            }
-            (Keep::Translated, Keep::To(_)) => true,
-            (Keep::To(before), Keep::Translated) => before.is_empty(),
-            (Keep::Translated, Keep::Translated) => false,
+            (Keep::To(before), Keep::To(now)) => before.iter().any(|endpoint| now.binary_search(endpoint).is_err()),
+            (Keep::To(_), Keep::Translated) => false,
+            (Keep::Translated | Keep::Everything, Keep::To(_)) | (Keep::Everything, Keep::Translated) => true,
+            (Keep::Translated, Keep::Translated) | (_, Keep::Everything) => false,
         }
     }
 }
@@ -84,9 +85,12 @@ impl Stale {
         self.0.len()
     }
 
-    /// What was found later counts.
-    pub fn merge(&mut self, later: Self) {
-        self.0.extend(later.0);
+    /// Takes in what has changed since.
+    pub fn hear(&mut self, news: News) {
+        for (frontend, keep) in news.eased {
+            self.0.entry(frontend).and_modify(|known| *known = keep);
+        }
+        self.0.extend(news.stale.0);
     }
 
     /// The families and protocols of the frontends, each with the address that all of its frontends have, if it is one.
@@ -106,11 +110,29 @@ impl Stale {
     }
 }
 
+/// What a change means to flows.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct News {
+    /// Where they may have gone stale.
+    pub stale: Stale,
+    /// What may go on at other frontends now, where nothing has gone stale: of use to who is still looking there.
+    eased: HashMap<Frontend, Keep>,
+}
+
+impl News {
+    /// Whether nothing has changed for flows.
+    pub fn is_empty(&self) -> bool {
+        self.stale.is_empty() && self.eased.is_empty()
+    }
+}
+
 /// A port of a Service in one family whose flows may go stale.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Port {
     frontends: Box<[Frontend]>,
     keep: Keep,
+    /// Nobody is there to translate to: what is addressed to it is not.
+    is_deserted: bool,
 }
 
 /// Remembers what the Services were, as far as it takes to tell which flows a change may have made stale (CT-02): nothing of those
@@ -129,9 +151,10 @@ impl Tracker {
     }
 
     /// Takes in what these Services are now. Where their flows, or those of Services that are gone, may have gone stale; everywhere,
-    /// the first time that they are followed.
-    pub fn follow(&mut self, forwarding: &Forwarding, services: &BTreeSet<ObjectName>) -> Stale {
-        let mut found = Finder { forwarding, addresses: HashMap::new(), stale: Stale::default() };
+    /// the first time that they are followed. `looking`: somebody has not done yet with what was found earlier, and has to hear of
+    /// flows that go on whatever happens as well.
+    pub fn follow(&mut self, forwarding: &Forwarding, services: &BTreeSet<ObjectName>, looking: bool) -> News {
+        let mut found = Finder { forwarding, addresses: HashMap::new(), news: News::default() };
         for frontend in std::mem::take(&mut self.programmed) {
             if frontend.protocol != Protocol::Tcp {
                 found.gone(frontend);
@@ -141,11 +164,14 @@ impl Tracker {
             let now = ports(forwarding, name);
             let before = self.known.remove(name).unwrap_or_default();
             found.changed(&before, &now);
+            if looking {
+                found.lasting(name, &now);
+            }
             if !now.is_empty() {
                 self.known.insert(name.clone(), now.into());
             }
         }
-        found.stale
+        found.news
     }
 }
 
@@ -168,6 +194,7 @@ fn ports(forwarding: &Forwarding, name: &ObjectName) -> Vec<Port> {
                 RemovedEndpoints::Reset => Keep::To(in_use(&route).into()),
                 RemovedEndpoints::AsUsual | RemovedEndpoints::Drain => Keep::To(serving(&route).into()),
             },
+            is_deserted: route.cluster.is_empty() && route.local.is_empty(),
             frontends: route.entries.iter().map(|entry| entry.frontend).collect(),
         })
         .collect()
@@ -177,27 +204,38 @@ fn in_use(route: &Route) -> Vec<Address> {
     route.cluster.iter().chain(&route.local).copied().collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// Collects where to look.
+/// Collects what has changed.
 struct Finder<'a> {
     forwarding: &'a Forwarding,
     /// Addresses that serve NodePorts.
     addresses: HashMap<Family, BTreeSet<IpAddr>>,
-    stale: Stale,
+    news: News,
 }
 
 impl Finder<'_> {
     fn changed(&mut self, before: &[Port], now: &[Port]) {
-        let known = |frontend: &Frontend, ports: &[Port]| -> Option<Keep> {
-            ports.iter().find(|port| port.frontends.contains(frontend)).map(|port| port.keep.clone())
-        };
         for (port, frontend) in each(now) {
-            if known(frontend, before).is_none_or(|before| port.keep.follows(&before)) {
-                self.look(*frontend, &port.keep);
+            match with(frontend, before) {
+                Some(before) if !port.keep.is_stricter(&before.keep) && port.is_deserted >= before.is_deserted => {
+                    if port.keep != before.keep {
+                        self.ease(*frontend, &port.keep);
+                    }
+                }
+                _ => self.look(*frontend, &port.keep),
             }
         }
-        for (port, frontend) in each(before) {
-            if port.keep != Keep::Translated && known(frontend, now).is_none() {
+        for (port, frontend) in each(before).filter(|(_, frontend)| with(frontend, now).is_none()) {
+            if port.keep != Keep::Translated {
                 self.gone(*frontend);
+            }
+        }
+    }
+
+    /// The frontends of a Service whose flows go on whatever happens.
+    fn lasting(&mut self, name: &ObjectName, now: &[Port]) {
+        for entry in self.forwarding.routes(name).into_iter().flat_map(|route| route.entries) {
+            if with(&entry.frontend, now).is_none() {
+                self.ease(entry.frontend, &Keep::Everything);
             }
         }
     }
@@ -210,22 +248,38 @@ impl Finder<'_> {
     }
 
     fn look(&mut self, frontend: Frontend, keep: &Keep) {
+        for at in self.places(frontend) {
+            if at == frontend {
+                self.news.stale.0.insert(at, keep.clone());
+            } else {
+                self.news.stale.0.entry(at).or_insert_with(|| keep.clone());
+            }
+        }
+    }
+
+    /// What has gone stale counts, whichever Service is looked at first.
+    fn ease(&mut self, frontend: Frontend, keep: &Keep) {
+        for at in self.places(frontend) {
+            self.news.eased.insert(at, keep.clone());
+        }
+    }
+
+    /// The frontend; a NodePort at each of its addresses.
+    fn places(&mut self, frontend: Frontend) -> Vec<Frontend> {
         if !frontend.is_node_port() {
-            self.stale.0.insert(frontend, keep.clone());
-            return;
+            return vec![frontend];
         }
         let (forwarding, family) = (self.forwarding, frontend.family());
         let addresses = self.addresses.entry(family).or_insert_with(|| forwarding.surroundings().node_port_addresses(family));
-        for ip in addresses.iter() {
-            let at = Frontend { ip: *ip, ..frontend };
-            // TP-10: what a Service has at that very address is no NodePort.
-            if forwarding.owner(&at).is_none() {
-                self.stale.0.entry(at).or_insert_with(|| keep.clone());
-            }
-        }
+        // TP-10: what a Service has at that very address is no NodePort.
+        addresses.iter().map(|ip| Frontend { ip: *ip, ..frontend }).filter(|at| forwarding.owner(at).is_none()).collect()
     }
 }
 
 fn each(ports: &[Port]) -> impl Iterator<Item = (&Port, &Frontend)> {
     ports.iter().flat_map(|port| port.frontends.iter().map(move |frontend| (port, frontend)))
+}
+
+fn with<'a>(frontend: &Frontend, ports: &'a [Port]) -> Option<&'a Port> {
+    ports.iter().find(|port| port.frontends.contains(frontend))
 }

@@ -48,9 +48,13 @@ impl World {
         self
     }
 
-    fn follow(&mut self) -> Stale {
+    fn news(&mut self) -> News {
         let touched = self.forwarding.take_touched();
-        self.tracker.follow(&self.forwarding, &touched)
+        self.tracker.follow(&self.forwarding, &touched, true)
+    }
+
+    fn follow(&mut self) -> Stale {
+        self.news().stale
     }
 }
 
@@ -173,7 +177,26 @@ fn kinds_name_the_address_that_all_frontends_have() {
     let stale = world.service("dns", &[Protocol::Udp], RemovedEndpoints::AsUsual).follow();
     assert_eq!(stale.kinds(), BTreeMap::from([((Family::V4, Protocol::Udp), None)]), "a ClusterIP and a NodePort");
     assert_eq!((stale.len(), stale.of(Family::V4, Protocol::Tcp).is_empty()), (2, true));
-    let mut one = Stale::default();
-    one.merge(Stale(stale.0.into_iter().filter(|(frontend, _)| frontend.ip == VIP).collect()));
+    let one = Stale(stale.0.into_iter().filter(|(frontend, _)| frontend.ip == VIP).collect());
     assert_eq!(one.kinds(), BTreeMap::from([((Family::V4, Protocol::Udp), Some(VIP))]));
+}
+
+#[test]
+fn who_is_still_looking_hears_of_what_may_go_on_since() {
+    let mut world = World::new();
+    world.service("dns", &ALL, RemovedEndpoints::Drain).endpoints(5353, &[(1, Ready), (2, Ready)]).news();
+    let mut looking = world.endpoints(5353, &[(2, Ready)]).follow();
+    let news = world.endpoints(5353, &[(2, Ready), (3, Ready)]).news();
+    assert!(news.stale.is_empty() && !news.is_empty());
+    looking.hear(news.clone());
+    for flow in to_pod(Protocol::Tcp, 3) {
+        assert!(!looking.is_stale(&flow), "{flow:?} began meanwhile");
+    }
+    assert!(to_pod(Protocol::Tcp, 1).iter().all(|flow| looking.is_stale(flow)), "not cleaned yet");
+    let mut not_looking = Stale::default();
+    not_looking.hear(news);
+    assert!(not_looking.is_empty());
+    looking.hear(world.service("dns", &ALL, RemovedEndpoints::AsUsual).news());
+    assert!(!to_pod(Protocol::Tcp, 1).iter().any(|flow| looking.is_stale(flow)), "TCP goes on whatever happens, now");
+    assert!(to_pod(Protocol::Udp, 1).iter().all(|flow| looking.is_stale(flow)));
 }
