@@ -5,6 +5,7 @@ pub mod bpf;
 pub mod cli;
 pub mod coexist;
 pub mod config;
+pub mod conntrack;
 pub mod dataplane;
 pub mod dump;
 pub mod host;

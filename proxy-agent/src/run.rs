@@ -1,12 +1,14 @@
 //! One run of the agent, from its configuration to its end: which parts there are and how they are joined.
 
 use anyhow::Context;
+use proxy_core::model::Frontend;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::agent::Agent;
 use crate::config::{Config, Source};
+use crate::conntrack::Cleaner;
 use crate::dataplane::Alarm;
 use crate::host::Addresses;
 use crate::recorder::Recorder;
@@ -34,6 +36,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let alarm = Alarm::default();
     let programmers = modes::programmers(config.mode, config.bpf, &settings, &alarm)?;
     let mut agent = Agent::new(settings, programmers, alarm);
+    agent.followed_by(Cleaner::start(left_behind(), |_| {})?);
     let found = tokio::task::spawn_blocking(coexist::look).await.context("looking for a kube-proxy")?;
     let remove = config.remove_kube_proxy_rules;
     found.report(remove);
@@ -50,4 +53,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     info!("proxy-agent stops; what is programmed stays (`proxy-agent cleanup` removes it)");
     Ok(())
+}
+
+/// What an agent before this one has served.
+fn left_behind() -> Vec<Frontend> {
+    modes::frontends().unwrap_or_else(|reason| {
+        warn!("flows of Services that went while no agent ran stay until they are idle: {reason:#}");
+        Vec::new()
+    })
 }

@@ -67,46 +67,63 @@ impl Keep {
 
 /// Where flows may have gone stale: frontends with what may go on there. NodePorts are there by address.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Stale(HashMap<Frontend, Keep>);
+pub struct Stale {
+    rules: HashMap<Frontend, Rule>,
+    /// How often there has been news.
+    heard: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Rule {
+    keep: Keep,
+    /// With which news it came.
+    since: u64,
+}
 
 impl Stale {
     /// Whether a flow is ours and must end.
     pub fn is_stale(&self, flow: &Flow) -> bool {
-        self.0.get(&flow.to).is_some_and(|keep| !keep.keeps(flow))
+        self.rules.get(&flow.to).is_some_and(|rule| !rule.keep.keeps(flow))
     }
 
     /// Whether there is nothing to look for.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.rules.is_empty()
     }
 
     /// How many frontends are looked at.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.rules.len()
     }
 
     /// Takes in what has changed since.
     pub fn hear(&mut self, news: News) {
+        self.heard += 1;
         for (frontend, keep) in news.eased {
-            self.0.entry(frontend).and_modify(|known| *known = keep);
+            self.rules.entry(frontend).and_modify(|rule| rule.keep = keep);
         }
-        self.0.extend(news.stale.0);
+        let since = self.heard;
+        self.rules.extend(news.stale.rules.into_iter().map(|(frontend, rule)| (frontend, Rule { since, ..rule })));
+    }
+
+    /// How often there has been news, for [`done`](Self::done).
+    pub fn heard(&self) -> u64 {
+        self.heard
+    }
+
+    /// All flows of this family and protocol have been looked at since so much had been heard.
+    pub fn done(&mut self, family: Family, protocol: Protocol, heard: u64) {
+        self.rules.retain(|frontend, rule| frontend.family() != family || frontend.protocol != protocol || rule.since > heard);
     }
 
     /// The families and protocols of the frontends, each with the address that all of its frontends have, if it is one.
     pub fn kinds(&self) -> BTreeMap<(Family, Protocol), Option<IpAddr>> {
         let mut kinds = BTreeMap::new();
-        for frontend in self.0.keys() {
+        for frontend in self.rules.keys() {
             let common = kinds.entry((frontend.family(), frontend.protocol)).or_insert(Some(frontend.ip));
             *common = common.filter(|ip| *ip == frontend.ip);
         }
         kinds
-    }
-
-    /// What of it is of this family and protocol.
-    pub fn of(&self, family: Family, protocol: Protocol) -> Self {
-        let of_kind = self.0.iter().filter(|(frontend, _)| frontend.family() == family && frontend.protocol == protocol);
-        Self(of_kind.map(|(frontend, keep)| (*frontend, keep.clone())).collect())
     }
 }
 
@@ -248,11 +265,12 @@ impl Finder<'_> {
     }
 
     fn look(&mut self, frontend: Frontend, keep: &Keep) {
+        let rule = || Rule { keep: keep.clone(), since: 0 };
         for at in self.places(frontend) {
             if at == frontend {
-                self.news.stale.0.insert(at, keep.clone());
+                self.news.stale.rules.insert(at, rule());
             } else {
-                self.news.stale.0.entry(at).or_insert_with(|| keep.clone());
+                self.news.stale.rules.entry(at).or_insert_with(rule);
             }
         }
     }

@@ -37,7 +37,8 @@ pub(crate) enum Subsystem {
 }
 
 impl Subsystem {
-    fn message_type(self, kind: i32) -> u16 {
+    /// The type of its messages of a kind.
+    pub(crate) fn message_type(self, kind: i32) -> u16 {
         let number = match self {
             Subsystem::Tables => libc::NFNL_SUBSYS_NFTABLES,
             Subsystem::Conntrack => libc::NFNL_SUBSYS_CTNETLINK,

@@ -32,7 +32,7 @@ use anyhow::{Context, bail};
 use nix::errno::Errno;
 use proxy_core::lower::nft::Nft;
 use proxy_core::lower::{ObjectsOf, StepOf};
-use proxy_core::model::Family;
+use proxy_core::model::{Family, Frontend};
 use proxy_core::settings::Settings;
 
 use crate::dataplane::{Dataplane, DisturbanceOf, Refused};
@@ -142,6 +142,12 @@ pub fn remove(family: Family) -> anyhow::Result<()> {
 /// Reads what the table of a family holds, whatever the configuration that it was made for.
 pub fn read(family: Family) -> anyhow::Result<ObjectsOf<Nft>> {
     observe::read(&any(family), &mut Socket::open(Subsystem::Tables)?).with_context(|| format!("cannot read the table {}", name(family)))
+}
+
+/// The frontends that the table of a family leads to backends, whatever the configuration that it was made for.
+pub fn frontends(family: Family) -> anyhow::Result<Vec<Frontend>> {
+    let found = observe::frontends(&any(family), &mut Socket::open(Subsystem::Tables)?);
+    found.with_context(|| format!("cannot read the table {}", name(family)))
 }
 
 /// A layout for what depends on the family alone.

@@ -174,11 +174,25 @@ fn what_an_agent_before_has_served_and_nobody_does_any_more_is_stale() {
 #[test]
 fn kinds_name_the_address_that_all_frontends_have() {
     let mut world = World::new();
-    let stale = world.service("dns", &[Protocol::Udp], RemovedEndpoints::AsUsual).follow();
+    let mut stale = world.service("dns", &[Protocol::Udp], RemovedEndpoints::AsUsual).follow();
     assert_eq!(stale.kinds(), BTreeMap::from([((Family::V4, Protocol::Udp), None)]), "a ClusterIP and a NodePort");
-    assert_eq!((stale.len(), stale.of(Family::V4, Protocol::Tcp).is_empty()), (2, true));
-    let one = Stale(stale.0.into_iter().filter(|(frontend, _)| frontend.ip == VIP).collect());
-    assert_eq!(one.kinds(), BTreeMap::from([((Family::V4, Protocol::Udp), Some(VIP))]));
+    stale.rules.retain(|frontend, _| frontend.ip == VIP);
+    assert_eq!(stale.kinds(), BTreeMap::from([((Family::V4, Protocol::Udp), Some(VIP))]));
+}
+
+#[test]
+fn what_is_heard_during_a_look_is_not_done_with_it() {
+    let mut world = World::new();
+    let mut looking = Stale::default();
+    looking.hear(world.service("dns", &ALL, RemovedEndpoints::AsUsual).endpoints(5353, &[(1, Ready)]).news());
+    let heard = looking.heard();
+    looking.hear(world.endpoints(5353, &[]).news());
+    looking.done(Family::V4, Protocol::Udp, heard);
+    looking.done(Family::V4, Protocol::Sctp, looking.heard());
+    assert!(looking.is_stale(&to_pod(Protocol::Udp, 1)[0]));
+    assert_eq!(looking.kinds().into_keys().collect::<Vec<_>>(), [(Family::V4, Protocol::Udp)]);
+    looking.done(Family::V4, Protocol::Udp, looking.heard());
+    assert!(looking.is_empty());
 }
 
 #[test]
