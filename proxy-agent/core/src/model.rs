@@ -205,7 +205,7 @@ pub struct Service {
     pub removed: RemovedEndpoints,
 }
 
-/// What becomes of the flows to an endpoint that is removed (annotation `proxy-agent.io/removed-endpoints`).
+/// What becomes of the flows to an endpoint that is removed while its Service goes on (annotation `proxy-agent.io/removed-endpoints`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub enum RemovedEndpoints {
     /// As kube-proxy: TCP goes on (EP-20), UDP until the endpoint no longer serves (CT-05), and SCTP as UDP (W-03).

@@ -12,6 +12,8 @@
 //! | `drain` | goes on while the endpoint serves | the same |
 //! | `reset` | goes on while the endpoint is in a set that is in use | the same |
 //!
+//! Where the frontend itself is gone, `keep` leaves all flows alone, and otherwise TCP alone goes on.
+//!
 //! A flow that was never translated goes on nowhere: its destination was not served when it began (CT-04).
 
 #[cfg(test)]
@@ -173,9 +175,7 @@ impl Tracker {
     pub fn follow(&mut self, forwarding: &Forwarding, services: &BTreeSet<ObjectName>, looking: bool) -> News {
         let mut found = Finder { forwarding, addresses: HashMap::new(), news: News::default() };
         for frontend in std::mem::take(&mut self.programmed) {
-            if frontend.protocol != Protocol::Tcp {
-                found.gone(frontend);
-            }
+            found.gone(frontend);
         }
         for name in services {
             let now = ports(forwarding, name);
@@ -257,9 +257,10 @@ impl Finder<'_> {
         }
     }
 
-    /// Nothing goes on at a frontend that is nobody's. What has become another Service's is looked at with that.
+    /// Nothing goes on at a frontend that is nobody's but TCP, of which nobody would tell the client that it has been cut. What has
+    /// become another Service's is looked at with that.
     fn gone(&mut self, frontend: Frontend) {
-        if self.forwarding.owner(&frontend).is_none() {
+        if frontend.protocol != Protocol::Tcp && self.forwarding.owner(&frontend).is_none() {
             self.look(frontend, &Keep::To([].into()));
         }
     }
