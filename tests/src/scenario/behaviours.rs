@@ -13,7 +13,7 @@ struct Area {
 }
 
 /// The areas of what becomes of packets.
-const SHOWN: [Area; 10] = [
+const SHOWN: [Area; 11] = [
     Area {
         name: "SVC",
         about: "which Services are served, and where",
@@ -193,10 +193,31 @@ const SHOWN: [Area; 10] = [
             "what depends on it",
         ],
     },
+    Area {
+        name: "CT",
+        about: "what connection tracking remembers",
+        behaviours: &[
+            "stale UDP flows are ended, others not (here: SCTP too)",
+            "when endpoints of a Service with a UDP port have changed and are in place",
+            "those to its addresses that no serving endpoint answers",
+            "those that were never translated",
+            "an endpoint that serves keeps its flows, ready or not, terminating or not",
+            "without endpoints too (here: NodePorts as well)",
+            "at NodePorts by the port (here: at the addresses that serve them)",
+            "a changed target port ends flows",
+            "a dump that is interrupted is begun again up to five times; other errors hold up nothing",
+            "each by all that identifies it; how many and how long is counted",
+            "sysctls are set at the start, and what cannot be set ends it",
+            "nf_conntrack_max by the processors of the host, only ever raised",
+            "the size of the hash table follows it",
+            "timeouts of established and half-closed TCP connections",
+            "timeouts of UDP, and leniency about TCP windows, where asked for",
+        ],
+    },
 ];
 
 /// The other areas, and how many behaviours each has.
-const OTHERS: [(&str, u32); 6] = [("CT", 15), ("SYNC", 18), ("HC", 13), ("MET", 14), ("API", 9), ("CFG", 16)];
+const OTHERS: [(&str, u32); 6] = [("SYNC", 18), ("E2E", 9), ("HC", 13), ("MET", 14), ("API", 9), ("CFG", 16)];
 
 /// What of those scenarios name.
 const SYNC: [(&str, &str); 5] = [
