@@ -17,3 +17,4 @@ pub mod programmer;
 pub mod recorder;
 pub mod run;
 pub mod source;
+pub mod sysctl;

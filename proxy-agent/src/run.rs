@@ -7,12 +7,12 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use crate::agent::Agent;
-use crate::config::{Config, Source};
+use crate::config::{Config, ConntrackSettings, Source};
 use crate::conntrack::Cleaner;
 use crate::dataplane::Alarm;
 use crate::host::Addresses;
-use crate::recorder::Recorder;
-use crate::{coexist, modes, source};
+use crate::recorder::{Recorder, Severity};
+use crate::{coexist, modes, source, sysctl};
 
 /// Serves until a signal ends it. What is programmed stays.
 ///
@@ -27,12 +27,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     // Roughly one chunk of a list: the sources wait while the kernel is written.
     let (sender, events) = mpsc::channel(4096);
     let host = tokio::spawn(Addresses::start(sender.clone()).await?.watch());
-    let (_recorder, _notices) = Recorder::new();
+    let (recorder, _notices) = Recorder::new();
     let node = settings.node.clone();
     let source = match config.source {
         Source::Manifests(dir) => tokio::spawn(source::manifests::watch(dir, node, sender)),
         Source::Kube(kube) => tokio::spawn(source::kube::watch(kube, node, sender)),
     };
+    set_kernel(&config.conntrack, config.oom_score_adj, &recorder)?;
     let alarm = Alarm::default();
     let programmers = modes::programmers(config.mode, config.bpf, &settings, &alarm)?;
     let mut agent = Agent::new(settings, programmers, alarm);
@@ -52,6 +53,22 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         ended = agent => ended.context("the agent's loop stopped")?,
     }
     info!("proxy-agent stops; what is programmed stays (`proxy-agent cleanup` removes it)");
+    Ok(())
+}
+
+/// Sets what of the kernel is not a dataplane's (CT-11, CFG-09).
+fn set_kernel(conntrack: &ConntrackSettings, oom_score: Option<i32>, recorder: &Recorder) -> anyhow::Result<()> {
+    if let Some(score) = oom_score {
+        sysctl::set_oom_score(score);
+    }
+    for left in sysctl::set(conntrack)? {
+        if left.is_wrong {
+            warn!("{}", left.note);
+            recorder.node(Severity::Warning, "ConntrackNotSet", left.note);
+        } else {
+            info!("{}", left.note);
+        }
+    }
     Ok(())
 }
 

@@ -1,12 +1,14 @@
 //! What becomes of connections to endpoints that are removed, and what it costs to end flows. UDP flows are in the scenarios
 //! (`conntrack-*`).
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use proxy_tests::agent::{DEADLINE, Mode};
 use proxy_tests::expect;
 use proxy_tests::lab::{self, Connect, Held, Outcome, Proto, Seen, to_v6_socket};
+use proxy_tests::manifest::{service, slice};
 use serde_json::{Value, json};
 
 use super::node::{Rig, each};
@@ -177,4 +179,78 @@ fn a_policy_that_is_none_is_reported_with_its_service() {
         };
         reported().unwrap_or_else(|error: anyhow::Error| panic!("{error:?}"));
     }
+}
+
+/// Service `many` (UDP 53 at 10.96.0.30), answered by this pod alone.
+fn many(rig: &Rig, pod: &str) -> Result<()> {
+    rig.write("many.json", &service("many", "10.96.0.30", 53, "UDP"))?;
+    rig.write("many-1.json", &slice("many", "UDP", &[(&rig.lab.pod(pod).v4().to_string(), true)]))
+}
+
+/// How many entries of this kind the node's connection tracking has: of the pairs of words that `conntrack -L` would print.
+fn entries(rig: &Rig, words: &[&str]) -> Result<usize> {
+    rig.lab.inside("node1", || {
+        let table = std::fs::read_to_string("/proc/thread-self/net/nf_conntrack").context("/proc/thread-self/net/nf_conntrack")?;
+        Ok(table.lines().filter(|line| words.iter().all(|word| line.contains(word))).count())
+    })
+}
+
+const FLOWS: u16 = 10_000;
+
+#[test]
+fn ten_thousand_stale_flows_are_ended_while_endpoints_change() {
+    each(|mode| {
+        let mut rig = Rig::new(mode)?;
+        many(&rig, "a2")?;
+        expect::reaches(&rig.lab, "client", "10.96.0.30:53/udp", &["a2"])?;
+        // To somebody who is nobody's Service, from the same ports.
+        let others: SocketAddr = (rig.lab.pod("b2").v4(), 8080).into();
+        let to: SocketAddr = "10.96.0.30:53".parse()?;
+        rig.lab.inside("client", || {
+            for port in 20_000..20_000 + FLOWS {
+                let socket = UdpSocket::bind((rig.lab.client().v4(), port))?;
+                socket.send_to(b"x", to)?;
+                if port % 100 == 0 {
+                    socket.send_to(b"x", others)?;
+                }
+            }
+            Ok(())
+        })?;
+        let to_a2 = ["udp", "dst=10.96.0.30 ", "src=10.1.2.2 "];
+        rig.lab.wait(DEADLINE, "all flows to be known", || {
+            let count = entries(&rig, &to_a2)?;
+            Ok(if count >= usize::from(FLOWS) { Seen::Done(()) } else { Seen::not_yet(count) })
+        })?;
+        // Changes before: what they usually take. Then with flows to end.
+        let change = |i: usize| -> Result<Duration> {
+            let pods = [["a2"], ["b2"]][i % 2];
+            let start = Instant::now();
+            rig.write("web-1.json", &slice("web", "TCP", &[(&rig.lab.pod(pods[0]).v4().to_string(), true)]))?;
+            let probe = Connect::new("10.96.0.10:80".parse()?, Proto::Tcp);
+            rig.lab.wait(DEADLINE, "an endpoint change", || {
+                let answer = rig.lab.client().probe(probe.clone())?.into_answer()?;
+                Ok(if answer.name == pods[0] { Seen::Done(()) } else { Seen::not_yet(answer.name) })
+            })?;
+            Ok(start.elapsed())
+        };
+        let usual = (0..20).map(change).collect::<Result<Vec<_>>>()?;
+        many(&rig, "b2")?;
+        let (mut meanwhile, mut rounds) = (Vec::new(), 0);
+        while entries(&rig, &to_a2)? > 0 || rounds < 20 {
+            meanwhile.push(change(rounds)?);
+            rounds += 1;
+            ensure!(rounds < 2_000, "{} flows are left", entries(&rig, &to_a2)?);
+        }
+        rig.agent.running()?.wait_for_log(DEADLINE, "ended flows that had gone stale")?;
+        let (usual, meanwhile) = (spread(usual), spread(meanwhile));
+        eprintln!("{mode}: an endpoint change took {usual:?}, and {meanwhile:?} while flows were ended\n{}", rig.agent.tail());
+        ensure!(entries(&rig, &["udp", "dst=10.1.2.3 "])? >= usize::from(FLOWS) / 100, "flows to nobody's Service were ended");
+        expect::reaches(&rig.lab, "client", "10.96.0.30:53/udp", &["b2"])
+    });
+}
+
+/// The median and the longest.
+fn spread(mut all: Vec<Duration>) -> (Duration, Duration) {
+    all.sort_unstable();
+    (all[all.len() / 2], all[all.len() - 1])
 }

@@ -43,6 +43,13 @@ pub struct Cleaned {
     pub duration: Duration,
 }
 
+/// Sees to it that the kernel's connection tracking is there, if it can be: asking loads its module.
+pub fn load() {
+    if let Err(reason) = Table::open().and_then(|mut table| table.probe()) {
+        debug!("connection tracking cannot be asked: {reason:#}");
+    }
+}
+
 /// Follows Services, and has the flows ended that go stale.
 pub struct Cleaner {
     tracker: Tracker,

@@ -14,6 +14,7 @@ use crate::netfilter::wire::{Attributes, Message, attribute, nest, request};
 mod cta {
     pub(super) const GET: i32 = 1;
     pub(super) const DELETE: i32 = 2;
+    pub(super) const GET_STATS: i32 = 5;
     pub(super) const TUPLE_ORIG: u16 = 1;
     pub(super) const TUPLE_REPLY: u16 = 2;
     pub(super) const ID: u16 = 12;
@@ -86,6 +87,11 @@ impl Table {
             }
         }
         self.socket.dump(cta::GET, protocol_family(filter.family), |_| (), take)
+    }
+
+    /// Asks for something, as little as there can be: statistics.
+    pub(super) fn probe(&mut self) -> anyhow::Result<()> {
+        self.socket.get(cta::GET_STATS, libc::AF_UNSPEC as u8, |_| (), |_| ()).map(drop)
     }
 
     /// Deletes entries, and says how many were still there.

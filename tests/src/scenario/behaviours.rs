@@ -238,6 +238,11 @@ pub struct Elsewhere {
     pub why: &'static str,
 }
 
+/// One that a value of the kernel's shows.
+const fn sysctl(id: &'static str, test: &'static str) -> Elsewhere {
+    Elsewhere { id, test: Some(test), why: "a value of the kernel's, which the agent sets when it starts" }
+}
+
 const fn nowhere(id: &'static str, why: &'static str) -> Elsewhere {
     Elsewhere { id, test: None, why }
 }
@@ -280,6 +285,17 @@ pub const ELSEWHERE: &[Elsewhere] = &[
     nowhere("NP-10", "an alpha feature of kube-proxy that is off by default"),
     nowhere("NP-11", "an alpha feature of kube-proxy that is off by default"),
     nowhere("NP-12", "an alpha feature of kube-proxy that is off by default"),
+    nowhere("CT-09", "a dump is interrupted where the kernel resizes its table, which no test does to the machine it runs on"),
+    Elsewhere {
+        id: "CT-10",
+        test: Some("tests/it/conntrack.rs ten_thousand_stale_flows_are_ended_while_endpoints_change"),
+        why: "how many flows there are and what it costs does not show in what becomes of one",
+    },
+    sysctl("CT-11", "proxy-agent/src/sysctl/tests.rs what_cannot_be_set_is_an_error_with_the_way_out"),
+    sysctl("CT-12", "proxy-agent/src/sysctl/tests.rs the_number_of_flows_follows_the_processors_up_to_a_limit"),
+    sysctl("CT-13", "proxy-agent/src/sysctl/tests.rs table_and_hash_are_only_ever_raised"),
+    sysctl("CT-14", "proxy-agent/src/sysctl/tests.rs the_defaults_are_kube_proxys"),
+    sysctl("CT-15", "proxy-agent/src/sysctl/tests.rs what_is_asked_for_is_set"),
     Elsewhere {
         id: "SYNC-01",
         test: Some("proxy-agent/src/agent/tests.rs nothing_is_read_or_written_before_both_lists_are_complete"),
