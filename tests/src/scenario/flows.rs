@@ -1,5 +1,6 @@
 //! What connection tracking remembers, as far as scenarios look at a flow again.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
@@ -53,16 +54,19 @@ impl Flows {
         let destination = expectation.destination;
         let to = Frontend { ip: destination.ip(), port: destination.port(), protocol };
         let key = (source.name, port, to);
-        if !self.known.contains_key(&key) {
-            let (answered_by, seen) = match decide() {
-                Observed::Backends { backends, seen, .. } => (backends, seen),
-                Observed::Untouched => (BTreeSet::from([destination]), Seen::Own),
-                // Nothing remembers a packet that is stopped.
-                other => return other,
-            };
-            self.known.insert(key, Known { answered_by, seen });
-        }
-        match &self.known[&key] {
+        let known = match self.known.entry(key) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let (answered_by, seen) = match decide() {
+                    Observed::Backends { backends, seen, .. } => (backends, seen),
+                    Observed::Untouched => (BTreeSet::from([destination]), Seen::Own),
+                    // Nothing remembers a packet that is stopped.
+                    other => return other,
+                };
+                new.insert(Known { answered_by, seen })
+            }
+        };
+        match known {
             Known { answered_by, .. } if answered_by.contains(&destination) => Observed::Untouched,
             Known { answered_by, seen } => Observed::Backends { backends: answered_by.clone(), evenly: true, sticky: true, seen: *seen },
         }
