@@ -6,7 +6,7 @@ use anyhow::Context;
 use proxy_core::lower::Lowering;
 use proxy_core::lower::bpf::Bpf;
 use proxy_core::lower::nft::Nft;
-use proxy_core::model::Family;
+use proxy_core::model::{Family, Frontend};
 use proxy_core::settings::Settings;
 use proxy_core::view::{AroundView, ServiceView};
 use tokio::time::sleep;
@@ -99,6 +99,15 @@ pub fn observe(asked: Option<Mode>, bpf: BpfOptions) -> anyhow::Result<Vec<Found
         found.push(Found { dataplane: Mode::Nftables, services, around: Some(around) });
     }
     Ok(found)
+}
+
+/// The frontends that packets are translated at now: what an agent before this one has left.
+///
+/// # Errors
+///
+/// What is there cannot be read.
+pub fn frontends() -> anyhow::Result<Vec<Frontend>> {
+    Ok(Family::ALL.into_iter().map(nft::frontends).collect::<anyhow::Result<Vec<_>>>()?.concat())
 }
 
 /// Removes the tables of both families.

@@ -5,6 +5,7 @@ mod servers;
 use std::time::Duration;
 
 use anyhow::Context;
+use proxy_core::model::Frontend;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -12,14 +13,15 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::agent::Agent;
-use crate::config::{Config, Source};
+use crate::config::{Config, ConntrackSettings, Source};
+use crate::conntrack::{Cleaned, Cleaner};
 use crate::dataplane::Alarm;
 use crate::health::ServiceHealth;
 use crate::host::Addresses;
 use crate::programmed::Questions;
 use crate::recorder::{Recorder, Severity};
 use crate::telemetry::Telemetry;
-use crate::{coexist, lead, modes, source};
+use crate::{coexist, lead, modes, source, sysctl};
 use servers::Servers;
 
 /// How long what has arrived may take to be in place when the agent is to stop.
@@ -59,11 +61,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Source::Manifests(dir) => parts.spawn(source::manifests::watch(dir, node, sender)),
         Source::Kube(kube) => parts.spawn(async move { source::kube::watch(kube, node, sender, &metrics.client).await }),
     };
+    set_kernel(&config.conntrack, config.oom_score_adj, &recorder)?;
     let alarm = Alarm::default();
     let programmers = modes::programmers(config.mode, config.bpf.clone(), &config.settings, &alarm)?;
     let mut agent = Agent::new(config.settings, programmers, alarm, telemetry.clone());
     agent.asked_by(asked);
     agent.followed_by(ServiceHealth::new(telemetry.health, recorder));
+    let metrics = telemetry.metrics;
+    let report = move |Cleaned { family, deleted, duration }| metrics.conntrack.observe(duration, family, deleted);
+    agent.followed_by(Cleaner::start(left_behind(), report)?);
     let found = tokio::task::spawn_blocking(coexist::look).await.context("looking for a kube-proxy")?;
     let remove = config.remove_kube_proxy_rules;
     found.report(remove);
@@ -111,4 +117,28 @@ impl Stop {
             _ = self.interrupt.recv() => {}
         }
     }
+}
+
+/// Sets what of the kernel is not a dataplane's (CT-11, CFG-09).
+fn set_kernel(conntrack: &ConntrackSettings, oom_score: Option<i32>, recorder: &Recorder) -> anyhow::Result<()> {
+    if let Some(score) = oom_score {
+        sysctl::set_oom_score(score);
+    }
+    for left in sysctl::set(conntrack)? {
+        if left.is_wrong {
+            warn!("{}", left.note);
+            recorder.node(Severity::Warning, "ConntrackNotSet", left.note);
+        } else {
+            info!("{}", left.note);
+        }
+    }
+    Ok(())
+}
+
+/// What an agent before this one has served.
+fn left_behind() -> Vec<Frontend> {
+    modes::frontends().unwrap_or_else(|reason| {
+        warn!("flows of Services that went while no agent ran stay until they are idle: {reason:#}");
+        Vec::new()
+    })
 }

@@ -4,6 +4,7 @@ mod affinity;
 mod behaviours;
 mod bench;
 mod coexist;
+mod conntrack;
 mod drift;
 mod e2e;
 mod handover;

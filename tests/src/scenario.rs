@@ -48,6 +48,11 @@
 //! sender's (what node1 sends is either); `evenly` asks executors with real packets for as many as it takes to see that each backend
 //! gets its share.
 //!
+//! Expectations are about new connections and datagrams, unless there is a port behind who sends, as in `client from 20001 -> ...`:
+//! all lines with that port and destination are about one UDP or SCTP flow, which stays with its backend until it is ended. Executors
+//! with real packets wait for what is expected, so that a flow that is to stay where it is has to be looked at after a `wait`. Each
+//! scenario has ports of its own.
+//!
 //! The proxy under test is configured as [`Config::default`](config::Config) says: local pods are told by 10.1.0.0/16, NodePorts are
 //! served where its mode has them by itself. A line above the first section names what is to be different, in the words of
 //! KubeProxyConfiguration: `config: {detectLocalMode: NodeCIDR, nodePortAddresses: [10.0.0.0/24]}`.
@@ -80,6 +85,7 @@
 pub mod behaviours;
 pub mod config;
 pub mod family;
+mod flows;
 pub mod kubeproxy;
 pub mod object;
 pub mod outcome;
@@ -226,6 +232,8 @@ pub struct Expectation {
     pub line: usize,
     /// Who sends.
     pub sources: Vec<Host>,
+    /// From which port, where it is about one flow.
+    pub source_port: Option<u16>,
     /// To what; port 0 where there are no ports.
     pub destination: SocketAddr,
     /// With which protocol; none for an ICMP echo request.
@@ -307,10 +315,13 @@ impl Expectation {
         Flow { source, origin, destination: self.destination, is_to_host, protocol: self.protocol }
     }
 
-    /// The destination as a scenario writes it.
+    /// The destination as a scenario writes it, with the source port if it is about one flow.
     pub fn target(&self) -> String {
         match self.protocol {
-            Some(protocol) => format!("{}/{}", self.destination, protocol.to_string().to_lowercase()),
+            Some(protocol) => {
+                let from = self.source_port.map_or_else(String::new, |port| format!(" from {port}"));
+                format!("{}/{}{from}", self.destination, protocol.to_string().to_lowercase())
+            }
             None => format!("{}/icmp", self.destination.ip()),
         }
     }

@@ -9,9 +9,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::cidr::Cidr;
 use crate::cluster::{Cluster, Counts, Kind};
-use crate::model::{Change, Family, Frontend, ObjectName, Protocol, Service, ServicePort};
+use crate::model::{Address, Change, Family, Frontend, ObjectName, Protocol, Service, ServicePort};
 use crate::route::{Case, Entry, EntryKind, Pool, PortKey, Route, Way};
-use crate::select::{Candidate, Usable, ZoneHint};
+use crate::select::{Candidate, Usable, ZoneHint, serving};
 use crate::settings::Settings;
 use crate::surroundings::{NodePortScope, Origin, Surroundings};
 use claims::Claims;
@@ -267,7 +267,7 @@ impl Forwarding {
         }
         let key = PortKey { name: port.name.clone(), protocol: port.protocol, family };
         let Usable { cluster, local, here } = usable;
-        Route { key, cluster_ip, cluster, local, here, affinity: service.affinity, entries }
+        Route { key, cluster_ip, cluster, local, here, affinity: service.affinity, tracked: service.removed.cuts(), entries }
     }
 
     fn case(&self, service: &Service, usable: &Usable, family: Family) -> Case {
@@ -295,6 +295,21 @@ impl Forwarding {
             ranges.extend(own.map(|ip| Cidr::host(*ip)));
         }
         Some(Cidr::minimal(ranges).into())
+    }
+
+    /// A Service, if it is to be served.
+    pub fn service(&self, name: &ObjectName) -> Option<&Service> {
+        self.cluster.service(name)
+    }
+
+    /// The Service that has a frontend.
+    pub fn owner(&self, frontend: &Frontend) -> Option<&ObjectName> {
+        self.claims.winner(frontend)
+    }
+
+    /// The endpoints of a Service port in one family to which flows may go on (CT-05), sorted.
+    pub fn serving(&self, name: &ObjectName, port: &ServicePort, family: Family) -> Vec<Address> {
+        serving(self.candidates(name, port, family))
     }
 
     /// Frontends that more than one Service claims: the frontend, the winner, and those that are not served there.

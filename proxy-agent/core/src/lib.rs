@@ -22,5 +22,6 @@ pub mod route;
 mod select;
 pub mod settings;
 pub mod slots;
+pub mod stale;
 pub mod surroundings;
 pub mod view;

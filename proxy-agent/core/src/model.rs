@@ -203,6 +203,29 @@ pub struct Service {
     pub source_ranges: Option<Box<[Cidr]>>,
     /// The port on which the node says whether it has endpoints, to who balances the load; 0 where it does not (SVC-11).
     pub health_check_port: u16,
+    /// What becomes of flows to endpoints that are removed.
+    pub removed: RemovedEndpoints,
+}
+
+/// What becomes of the flows to an endpoint that is removed while its Service goes on (annotation `proxy-agent.io/removed-endpoints`).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub enum RemovedEndpoints {
+    /// As kube-proxy: TCP goes on (EP-20), UDP until the endpoint no longer serves (CT-05), and SCTP as UDP (W-03).
+    #[default]
+    AsUsual,
+    /// They are left alone.
+    Keep,
+    /// They go on while the endpoint serves, terminating or not.
+    Drain,
+    /// They are cut as soon as the endpoint is in no set that is in use.
+    Reset,
+}
+
+impl RemovedEndpoints {
+    /// Whether flows are cut by other rules than kube-proxy's, so that all of them have to pass where that can be done.
+    pub fn cuts(self) -> bool {
+        matches!(self, RemovedEndpoints::Drain | RemovedEndpoints::Reset)
+    }
 }
 
 /// Which backends a frontend leads to.
@@ -287,7 +310,9 @@ pub enum EndpointState {
     Draining,
     /// Ready and terminating, as `publishNotReadyAddresses` has it (EP-11): used as any that is ready.
     ReadyLeaving,
-    /// Running and not ready: not used (EP-20).
+    /// Running, neither ready nor serving: not used (EP-20).
+    NotServing,
+    /// Running and serving, but not ready: not used either, and flows to it go on (CT-05).
     NotReady,
     /// Ready.
     Ready,
@@ -297,6 +322,11 @@ impl EndpointState {
     /// Whether the object says that it is ready.
     pub fn is_ready(self) -> bool {
         matches!(self, EndpointState::Ready | EndpointState::ReadyLeaving)
+    }
+
+    /// Whether flows to it may go on (CT-05): it serves, or is used all the same, as `publishNotReadyAddresses` has it.
+    pub fn serves(self) -> bool {
+        !matches!(self, EndpointState::Gone | EndpointState::NotServing)
     }
 }
 

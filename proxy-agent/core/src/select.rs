@@ -1,5 +1,6 @@
 //! Which endpoints of a Service port are used (EP, TOP).
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::model::{Address, Endpoint, EndpointState, NodeHint};
@@ -27,6 +28,16 @@ impl Candidate {
         let Endpoint { ip, state, is_local, nodes } = *endpoint;
         Self { address: Address { ip, port }, state, is_local, nodes, zones }
     }
+}
+
+/// The endpoints to which flows may go on (CT-05), sorted, each once.
+pub(crate) fn serving(candidates: impl Iterator<Item = Candidate>) -> Vec<Address> {
+    let mut states: BTreeMap<Address, EndpointState> = BTreeMap::new();
+    for Candidate { address, state, .. } in candidates {
+        // EP-09
+        states.entry(address).and_modify(|known| *known = state.max(*known)).or_insert(state);
+    }
+    states.into_iter().filter(|(_, state)| state.serves()).map(|(address, _)| address).collect()
 }
 
 /// The backends of a Service port in one family, sorted, each once.

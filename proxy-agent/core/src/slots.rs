@@ -28,6 +28,8 @@ pub struct Seat {
     pub here: Box<[IpAddr]>,
     /// Where clients stay with their backends.
     pub sticky: Option<Box<Sticky>>,
+    /// All its flows pass where packets are translated and remembered.
+    pub tracked: bool,
     /// Where it is served.
     pub places: Box<[Place]>,
 }
@@ -129,7 +131,7 @@ impl Slots {
     }
 
     fn seat_port(&mut self, route: Route, mut former: Observed) -> Seat {
-        let Route { key, cluster_ip, mut cluster, mut local, here, affinity, entries } = route;
+        let Route { key, cluster_ip, mut cluster, mut local, here, affinity, tracked, entries } = route;
         cluster.truncate(MAX_BACKENDS);
         local.truncate(MAX_BACKENDS);
         let sticky = affinity.map(|seconds| Box::new(self.sticky(seconds, &cluster, &local, &mut former)));
@@ -140,7 +142,7 @@ impl Slots {
         let places = entries.into_iter().map(&mut place).collect();
         let (cluster, local) = (reseat(&former.cluster, cluster), reseat(&former.local, local));
         self.give_up(former);
-        Seat { key, cluster_ip, cluster, local, here: here.into(), sticky, places }
+        Seat { key, cluster_ip, cluster, local, here: here.into(), sticky, tracked, places }
     }
 
     fn sticky(&mut self, seconds: u32, cluster: &[Address], local: &[Address], former: &mut Observed) -> Sticky {

@@ -133,6 +133,14 @@ impl Surroundings {
         NodePortScope::These(self.host.iter().filter(may_serve).filter(serves).copied().chain(loopback).collect())
     }
 
+    /// The addresses on which NodePorts are served now, one by one.
+    pub fn node_port_addresses(&self, family: Family) -> BTreeSet<IpAddr> {
+        match self.node_ports(family) {
+            NodePortScope::These(addresses) => addresses,
+            NodePortScope::Any => self.host.iter().filter(|ip| Family::of(**ip) == family && !ip.is_loopback()).copied().collect(),
+        }
+    }
+
     /// The ranges from which ClusterIPs are taken, none within another.
     pub fn service_cidrs(&self, family: Family) -> Vec<Cidr> {
         Cidr::minimal(self.service_cidrs.values().flatten().filter(|cidr| cidr.family() == family).copied())

@@ -34,7 +34,7 @@ impl Conntrack {
     }
 
     /// One look at the flows of a family has taken so long, and so many have been deleted.
-    pub fn observe(&self, duration: Duration, family: Family, deleted: usize) {
+    pub fn observe(&self, duration: Duration, family: Family, deleted: u64) {
         let family = family.to_string();
         self.duration.with_label_values(&[&family]).observe(duration.as_secs_f64());
         self.deleted.with_label_values(&[&family]).inc_by(deleted as u64);

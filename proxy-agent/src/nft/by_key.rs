@@ -12,8 +12,8 @@ use proxy_core::route::Pool;
 use super::element;
 use super::layout::{Layout, TABLE};
 use super::observe::{elements_of, set_count};
-use super::socket::Socket;
 use super::wire::Batch;
+use crate::netfilter::socket::Socket;
 
 /// From how many elements on asking is faster than a dump.
 pub(super) const MANY: usize = 60_000;

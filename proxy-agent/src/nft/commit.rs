@@ -13,9 +13,9 @@ use super::element;
 use super::flaw::flaw;
 use super::layout::{Layout, Link, TABLE};
 use super::observe::table_exists;
-use super::socket::{Failure, Outcome, Socket};
 use super::wire::{Batch, nfta, text};
 use crate::dataplane::Refused;
+use crate::netfilter::socket::{Failure, Outcome, Socket};
 
 /// How often a batch is sent again without what was refused. The first time shows the messages that fail, the second the
 /// elements, the third what follows from them.

@@ -9,8 +9,8 @@ use nftnl::{ChainType, Hook};
 use super::chains::Chain;
 use super::expr;
 use super::layout::Layout;
-use super::socket::{Failure, Outcome, Socket};
 use super::wire::{Batch, nfta, number, text};
+use crate::netfilter::socket::{Failure, Outcome, Socket, Subsystem};
 
 /// The table's name, in both families.
 const TABLE: &str = "proxy-agent-hold";
@@ -21,7 +21,7 @@ const SRCNAT: i32 = 100;
 
 /// Makes the table of a family; it is there as long as the result.
 pub(super) fn open(layout: &Layout) -> anyhow::Result<Socket> {
-    let mut socket = Socket::open()?;
+    let mut socket = Socket::open(Subsystem::Tables)?;
     let first = socket.take_seq(16);
     let mut batch = Batch::begin(layout.protocol(), first);
     batch.message(libc::NFT_MSG_NEWTABLE, libc::NLM_F_CREATE | libc::NLM_F_EXCL, |out| {

@@ -8,9 +8,9 @@ use anyhow::bail;
 use nix::errno::Errno;
 use proxy_core::model::Family;
 
-use super::socket::{Failure, Outcome, Socket};
 use super::wire::{Attributes, Batch, attribute, nfta, text};
 use super::{protocol, word};
+use crate::netfilter::socket::{Failure, Outcome, Socket, Subsystem};
 
 /// Its table in nftables mode, in each family.
 const TABLE: &str = "kube-proxy";
@@ -110,7 +110,7 @@ impl Leftovers {
 
 /// Finds what there is of a family in this network namespace. Nothing, where the kernel has no nf_tables.
 pub fn find(family: Family) -> anyhow::Result<Leftovers> {
-    find_by(family, &mut Socket::open()?)
+    find_by(family, &mut Socket::open(Subsystem::Tables)?)
 }
 
 fn find_by(family: Family, socket: &mut Socket) -> anyhow::Result<Leftovers> {
@@ -168,7 +168,7 @@ impl Leftovers {
 /// Removes what kube-proxy left of a family: first what leads packets there, all of it at once, then the chains. Returns what
 /// there was.
 pub fn remove(family: Family) -> anyhow::Result<Leftovers> {
-    let mut socket = Socket::open()?;
+    let mut socket = Socket::open(Subsystem::Tables)?;
     let found = find_by(family, &mut socket)?;
     transact(family, &mut socket, |batch| {
         for (chain, Jump { handle, .. }) in &found.entries {

@@ -21,7 +21,6 @@ mod monitor;
 mod observe;
 mod rules;
 mod sets;
-mod socket;
 mod sys;
 #[cfg(test)]
 mod tests;
@@ -33,14 +32,14 @@ use anyhow::{Context, bail};
 use nix::errno::Errno;
 use proxy_core::lower::nft::Nft;
 use proxy_core::lower::{ObjectsOf, StepOf};
-use proxy_core::model::Family;
+use proxy_core::model::{Family, Frontend};
 use proxy_core::settings::Settings;
 
 use crate::dataplane::{Dataplane, DisturbanceOf, Refused};
+use crate::netfilter::socket::{Failure, Outcome, Socket, Subsystem};
 use expr::Field;
 use layout::{Layout, TABLE};
 pub use monitor::Monitor;
-use socket::{Failure, Outcome, Socket};
 use wire::{Batch, nfta, text};
 
 /// The table of one family in the network namespace in which it was opened.
@@ -83,7 +82,7 @@ impl NftTable {
     }
 
     fn open_with(layout: Layout) -> anyhow::Result<Result<Self, Failure>> {
-        let mut table = Self { layout, socket: Socket::open()?, monitor: None, hold: None };
+        let mut table = Self { layout, socket: Socket::open(Subsystem::Tables)?, monitor: None, hold: None };
         let first = table.socket.take_seq(1024);
         let trial = table.layout.trial(first);
         let count = trial.len();
@@ -137,12 +136,18 @@ impl Dataplane for NftTable {
 
 /// Deletes the table of a family, whether or not this kernel could load it. That there is none is no error.
 pub fn remove(family: Family) -> anyhow::Result<()> {
-    delete(family, &mut Socket::open()?)
+    delete(family, &mut Socket::open(Subsystem::Tables)?)
 }
 
 /// Reads what the table of a family holds, whatever the configuration that it was made for.
 pub fn read(family: Family) -> anyhow::Result<ObjectsOf<Nft>> {
-    observe::read(&any(family), &mut Socket::open()?).with_context(|| format!("cannot read the table {}", name(family)))
+    observe::read(&any(family), &mut Socket::open(Subsystem::Tables)?).with_context(|| format!("cannot read the table {}", name(family)))
+}
+
+/// The frontends that the table of a family leads to backends, whatever the configuration that it was made for.
+pub fn frontends(family: Family) -> anyhow::Result<Vec<Frontend>> {
+    let found = observe::frontends(&any(family), &mut Socket::open(Subsystem::Tables)?);
+    found.with_context(|| format!("cannot read the table {}", name(family)))
 }
 
 /// A layout for what depends on the family alone.

@@ -22,10 +22,11 @@ use super::chains;
 use super::element;
 use super::layout::TABLE;
 use super::protocol;
-use super::socket::Socket;
 use super::sys;
 use super::wire::{Attributes, Message, message_type, messages, nfta};
 use crate::dataplane::{Alarm, Disturbance, DisturbanceOf, MOST_KNOWN};
+use crate::netfilter::socket::Socket;
+use crate::netfilter::sys::netlink_option;
 
 /// So many steps are carried out while nobody listens.
 pub(super) const MANY: usize = 64;
@@ -108,7 +109,7 @@ impl Monitor {
 
     /// Does something that changes very much, without being told of it.
     pub(super) fn away<T>(&self, socket: &mut Socket, change: impl FnOnce(&mut Socket) -> T) -> T {
-        let before = socket.others();
+        let before = others(socket);
         if let Err(reason) = self.listen(false) {
             warn!(%reason, "loading takes longer: cannot leave the group that is told of it");
         }
@@ -116,7 +117,7 @@ impl Monitor {
         if let Err(reason) = self.listen(true) {
             error!(%reason, "what others change in nf_tables is not noticed any more");
         }
-        let meanwhile = match (before, socket.others()) {
+        let meanwhile = match (before, others(socket)) {
             (Ok(before), Ok(after)) => before != after,
             (Err(reason), _) | (_, Err(reason)) => {
                 warn!(reason = format!("{reason:#}"), "cannot tell whether others have changed nf_tables");
@@ -151,7 +152,7 @@ impl Monitor {
 
     fn listen(&self, on: bool) -> std::io::Result<()> {
         let option = if on { libc::NETLINK_ADD_MEMBERSHIP } else { libc::NETLINK_DROP_MEMBERSHIP };
-        sys::netlink_option(self.fd.as_fd(), option, GROUP)
+        netlink_option(self.fd.as_fd(), option, GROUP)
     }
 
     fn heard(&self) -> MutexGuard<'_, Heard> {
@@ -197,6 +198,13 @@ impl Heard {
             none => *none = Some(later),
         }
     }
+}
+
+/// How many batches of others took effect in this network namespace since the same was asked before, up to a constant.
+fn others(socket: &mut Socket) -> anyhow::Result<u32> {
+    let id = |message: &Message<'_>| message.attributes().get(nfta::GEN_ID)?.first_chunk().map(|id| u32::from_be_bytes(*id));
+    let generation = socket.get(libc::NFT_MSG_GETGEN, 0, |_| (), id)?.flatten().context("nf_tables has no generation")?;
+    Ok(generation.wrapping_sub(socket.committed()))
 }
 
 /// What a message tells of, if all of that are objects of ours.

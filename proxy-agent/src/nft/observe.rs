@@ -6,14 +6,15 @@ use std::time::Duration;
 use proxy_core::ledger::Objects;
 use proxy_core::lower::ObjectsOf;
 use proxy_core::lower::nft::{Class, Key, LAYOUT, Nft, Value};
+use proxy_core::model::Frontend;
 
 use super::by_key;
 use super::layout::{Layout, Link, TABLE};
 use super::rules::{self, Rule};
-use super::sets::{BY_SOURCE_CLASSES, CLASSES, SETS, STICK_CLASSES, STICKY, is_interval};
-use super::socket::Socket;
+use super::sets::{BY_SOURCE_CLASSES, CLASSES, SETS, STICK_CLASSES, STICKY, is_interval, of_kind};
 use super::wire::{Attributes, Message, find_userdata, message_type, nfta, text};
 use super::{chains, class, element, localnet};
+use crate::netfilter::socket::Socket;
 
 /// How often the elements are read again because something is missing, and how long to wait before the first time.
 const ATTEMPTS: u32 = 6;
@@ -54,6 +55,19 @@ pub(super) fn read(layout: &Layout, socket: &mut Socket) -> anyhow::Result<Objec
     let layout = Layout::new(layout.nft.clone(), scratch);
     let shape = Shape::read(&layout, socket)?;
     contents(&layout, socket, &shape)
+}
+
+/// The frontends that lead to backends; none if the table is of another version.
+pub(super) fn frontends(layout: &Layout, socket: &mut Socket) -> anyhow::Result<Vec<Frontend>> {
+    let found = table_comment(layout, socket)?.and_then(|comment| Layout::in_comment(&comment));
+    let Some((_, scratch)) = found.filter(|(version, _)| *version == LAYOUT) else { return Ok(Vec::new()) };
+    let layout = Layout::new(layout.nft.clone(), scratch);
+    let mut frontends = Vec::new();
+    for set in [false, true].map(|is_node_port| of_kind("services", is_node_port)) {
+        let keys = elements(&layout, socket, &set)?.into_keys();
+        frontends.extend(keys.filter_map(|key| if let Key::Service(frontend) = key { Some(frontend) } else { None }));
+    }
+    Ok(frontends)
 }
 
 fn contents(layout: &Layout, socket: &mut Socket, shape: &Shape) -> anyhow::Result<ObjectsOf<Nft>> {

@@ -1,11 +1,11 @@
-//! The unsafe calls: libnftnl through `nftnl_sys`, the socket options that nix does not know, and readiness of a descriptor.
+//! The unsafe calls: libnftnl through `nftnl_sys`, and readiness of a descriptor.
 
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, handle_alloc_error};
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 
 use nftnl::expr::Expression;
@@ -99,12 +99,4 @@ impl Writer {
 pub(super) fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an owned descriptor stays the same and open until it is dropped, which the result does after deregistering it.
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
-}
-
-/// Sets an option of `SOL_NETLINK` (linux/netlink.h).
-pub(super) fn netlink_option(socket: BorrowedFd<'_>, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
-    let len = size_of_val(&value) as libc::socklen_t;
-    // SAFETY: the descriptor is open while it is borrowed; pointer and length are those of `value`, which outlives the call.
-    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_NETLINK, option, (&raw const value).cast(), len) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

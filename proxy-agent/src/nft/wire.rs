@@ -1,5 +1,7 @@
-//! Netlink messages as bytes: a batch that is written into one buffer without an allocation per element, and attributes that
-//! are read back. linux/netlink.h, linux/netfilter/nfnetlink.h and linux/netfilter/nf_tables.h.
+//! Messages of nf_tables as bytes: a batch that is written into one buffer without an allocation per element.
+//! linux/netfilter/nf_tables.h.
+
+pub(super) use crate::netfilter::wire::*;
 
 /// Numbers of linux/netfilter/nf_tables.h that libc lacks.
 pub(super) mod nfta {
@@ -68,18 +70,8 @@ pub(super) mod nfta {
     pub(crate) const GOTO: i32 = -4;
 }
 
-/// struct nlmsghdr
-pub(super) const HEADER: usize = 16;
-/// struct nlmsghdr and struct nfgenmsg
-pub(super) const HEADERS: usize = HEADER + 4;
-/// NLA_F_NESTED
-const NESTED: u16 = 1 << 15;
 /// Room below what a nest's 16-bit length can say for one more element with a label.
 const NEST_LIMIT: usize = u16::MAX as usize - 1024;
-
-const fn aligned(len: usize) -> usize {
-    (len + 3) & !3
-}
 
 /// A message type of nf_tables.
 pub(super) const fn message_type(kind: i32) -> u16 {
@@ -203,68 +195,6 @@ impl Batch {
     }
 }
 
-/// One request outside a batch.
-pub(super) fn request(kind: i32, flags: i32, seq: u32, family: u8, attributes: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(128);
-    header(&mut bytes, message_type(kind), flags as u16, seq, family, 0);
-    attributes(&mut bytes);
-    set_len(&mut bytes, 0);
-    bytes
-}
-
-fn header(out: &mut Vec<u8>, kind: u16, flags: u16, seq: u32, family: u8, resource: u16) {
-    out.extend_from_slice(&[0; 4]);
-    out.extend_from_slice(&kind.to_ne_bytes());
-    out.extend_from_slice(&(flags | libc::NLM_F_REQUEST as u16).to_ne_bytes());
-    out.extend_from_slice(&seq.to_ne_bytes());
-    out.extend_from_slice(&[0; 4]);
-    out.extend_from_slice(&[family, 0]);
-    out.extend_from_slice(&resource.to_ne_bytes());
-}
-
-fn set_len(out: &mut [u8], start: usize) {
-    let len = (out.len() - start) as u32;
-    if let Some(field) = out.get_mut(start..).and_then(|at| at.first_chunk_mut()) {
-        *field = len.to_ne_bytes();
-    }
-}
-
-/// Writes an attribute.
-pub(super) fn attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    nested(out, kind, |out| out.extend_from_slice(value));
-}
-
-/// Writes a number in network byte order, as nf_tables has them.
-pub(super) fn number(out: &mut Vec<u8>, kind: u16, value: u32) {
-    attribute(out, kind, &value.to_be_bytes());
-}
-
-/// Writes a text with a NUL.
-pub(super) fn text(out: &mut Vec<u8>, kind: u16, value: &str) {
-    nested(out, kind, |out| {
-        out.extend_from_slice(value.as_bytes());
-        out.push(0);
-    });
-}
-
-/// Writes a nest of attributes.
-pub(super) fn nest(out: &mut Vec<u8>, kind: u16, content: impl FnOnce(&mut Vec<u8>)) {
-    nested(out, kind | NESTED, content);
-}
-
-/// Writes an attribute whose content is written in place.
-pub(super) fn nested(out: &mut Vec<u8>, kind: u16, content: impl FnOnce(&mut Vec<u8>)) {
-    let start = out.len();
-    out.extend_from_slice(&[0; 2]);
-    out.extend_from_slice(&kind.to_ne_bytes());
-    content(out);
-    let len = (out.len() - start) as u16;
-    if let Some(field) = out.get_mut(start..).and_then(|at| at.first_chunk_mut()) {
-        *field = len.to_ne_bytes();
-    }
-    out.resize(start + aligned(out.len() - start), 0);
-}
-
 /// Writes an item of a user data list, as libnftnl's nftnl_udata_put: what `nft list` prints comments and types from.
 pub(super) fn userdata(out: &mut Vec<u8>, kind: u8, value: &[u8]) {
     userdata_header(out, kind, value.len());
@@ -287,87 +217,4 @@ pub(super) fn find_userdata(mut list: &[u8], wanted: u8) -> Option<&[u8]> {
         list = after;
     }
     None
-}
-
-/// A netlink message as it came.
-#[derive(Clone, Copy)]
-pub(super) struct Message<'a> {
-    pub(super) kind: u16,
-    pub(super) flags: u16,
-    pub(super) seq: u32,
-    /// The socket that the message answers, or whose change it tells of.
-    pub(super) port: u32,
-    /// What follows struct nlmsghdr.
-    pub(super) body: &'a [u8],
-}
-
-impl<'a> Message<'a> {
-    /// The protocol family in a message of nf_tables.
-    pub(super) fn family(&self) -> u8 {
-        self.body.first().copied().unwrap_or_default()
-    }
-
-    /// The attributes of a message of nf_tables.
-    pub(super) fn attributes(&self) -> Attributes<'a> {
-        Attributes(self.body.get(HEADERS - HEADER..).unwrap_or_default())
-    }
-
-    /// The error number of an answer (NLMSG_ERROR), 0 for success.
-    pub(super) fn errno(&self) -> i32 {
-        self.body.first_chunk().map_or(libc::EPROTO, |errno| -i32::from_ne_bytes(*errno))
-    }
-
-    /// What the kernel says about an error beside its number (NLMSGERR_ATTR_MSG).
-    pub(super) fn explanation(&self) -> Option<&'a str> {
-        // The answer repeats the header of the message (NETLINK_CAP_ACK).
-        let attributes = Attributes(self.body.get(4 + HEADER..)?);
-        attributes.text(1).filter(|text| !text.is_empty())
-    }
-}
-
-/// The messages of one datagram. Ends at the first that is cut short.
-pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
-    std::iter::from_fn(move || {
-        let (header, _) = bytes.split_first_chunk::<HEADER>()?;
-        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, p0, p1, p2, p3] = *header;
-        let len = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
-        let body = bytes.get(HEADER..len)?;
-        bytes = bytes.get(aligned(len)..).unwrap_or_default();
-        let (kind, flags) = (u16::from_ne_bytes([k0, k1]), u16::from_ne_bytes([f0, f1]));
-        let (seq, port) = (u32::from_ne_bytes([s0, s1, s2, s3]), u32::from_ne_bytes([p0, p1, p2, p3]));
-        Some(Message { kind, flags, seq, port, body })
-    })
-}
-
-/// Attributes one after the other: type and value. Ends at the first that is cut short.
-#[derive(Clone, Copy)]
-pub(super) struct Attributes<'a>(pub(super) &'a [u8]);
-
-impl<'a> Attributes<'a> {
-    /// The value of the first attribute of a type.
-    pub(super) fn get(self, wanted: u16) -> Option<&'a [u8]> {
-        self.into_iter().find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
-    }
-
-    /// The attributes in a nest.
-    pub(super) fn nest(self, wanted: u16) -> Attributes<'a> {
-        Attributes(self.get(wanted).unwrap_or_default())
-    }
-
-    /// A text up to its NUL.
-    pub(super) fn text(self, wanted: u16) -> Option<&'a str> {
-        str::from_utf8(self.get(wanted)?.split(|byte| *byte == 0).next()?).ok()
-    }
-}
-
-impl<'a> Iterator for Attributes<'a> {
-    type Item = (u16, &'a [u8]);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let [l0, l1, k0, k1, ..] = *self.0 else { return None };
-        let len = usize::from(u16::from_ne_bytes([l0, l1]));
-        let value = self.0.get(4..len)?;
-        self.0 = self.0.get(aligned(len)..).unwrap_or_default();
-        Some((u16::from_ne_bytes([k0, k1]) & !(NESTED | 1 << 14), value))
-    }
 }

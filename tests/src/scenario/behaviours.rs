@@ -13,7 +13,7 @@ struct Area {
 }
 
 /// The areas of what becomes of packets.
-const SHOWN: [Area; 10] = [
+const SHOWN: [Area; 11] = [
     Area {
         name: "SVC",
         about: "which Services are served, and where",
@@ -193,10 +193,31 @@ const SHOWN: [Area; 10] = [
             "what depends on it",
         ],
     },
+    Area {
+        name: "CT",
+        about: "what connection tracking remembers",
+        behaviours: &[
+            "stale UDP flows are ended, others not (here: SCTP too)",
+            "when endpoints of a Service with a UDP port have changed and are in place",
+            "those to its addresses that no serving endpoint answers",
+            "those that were never translated",
+            "an endpoint that serves keeps its flows, ready or not, terminating or not",
+            "without endpoints too (here: NodePorts as well)",
+            "at NodePorts by the port (here: at the addresses that serve them)",
+            "a changed target port ends flows",
+            "a dump that is interrupted is begun again up to five times; other errors hold up nothing",
+            "each by all that identifies it; how many and how long is counted",
+            "sysctls are set at the start, and what cannot be set ends it",
+            "nf_conntrack_max by the processors of the host, only ever raised",
+            "the size of the hash table follows it",
+            "timeouts of established and half-closed TCP connections",
+            "timeouts of UDP, and leniency about TCP windows, where asked for",
+        ],
+    },
 ];
 
 /// The other areas, and how many behaviours each has.
-const OTHERS: [(&str, u32); 6] = [("CT", 15), ("SYNC", 18), ("HC", 13), ("MET", 14), ("API", 9), ("CFG", 16)];
+const OTHERS: [(&str, u32); 6] = [("SYNC", 18), ("E2E", 9), ("HC", 13), ("MET", 14), ("API", 9), ("CFG", 16)];
 
 /// What of those scenarios name.
 const SYNC: [(&str, &str); 5] = [
@@ -215,6 +236,11 @@ pub struct Elsewhere {
     pub test: Option<&'static str>,
     /// Why no scenario does.
     pub why: &'static str,
+}
+
+/// One that a value of the kernel's shows.
+const fn sysctl(id: &'static str, test: &'static str) -> Elsewhere {
+    Elsewhere { id, test: Some(test), why: "a value of the kernel's, which the agent sets when it starts" }
 }
 
 const fn nowhere(id: &'static str, why: &'static str) -> Elsewhere {
@@ -259,6 +285,17 @@ pub const ELSEWHERE: &[Elsewhere] = &[
     nowhere("NP-10", "an alpha feature of kube-proxy that is off by default"),
     nowhere("NP-11", "an alpha feature of kube-proxy that is off by default"),
     nowhere("NP-12", "an alpha feature of kube-proxy that is off by default"),
+    nowhere("CT-09", "a dump is interrupted where the kernel resizes its table, which no test does to the machine it runs on"),
+    Elsewhere {
+        id: "CT-10",
+        test: Some("tests/it/conntrack.rs ten_thousand_stale_flows_are_ended_while_endpoints_change"),
+        why: "how many flows there are and what it costs does not show in what becomes of one",
+    },
+    sysctl("CT-11", "proxy-agent/src/sysctl/tests.rs what_cannot_be_set_is_an_error_with_the_way_out"),
+    sysctl("CT-12", "proxy-agent/src/sysctl/tests.rs the_number_of_flows_follows_the_processors_up_to_a_limit"),
+    sysctl("CT-13", "proxy-agent/src/sysctl/tests.rs table_and_hash_are_only_ever_raised"),
+    sysctl("CT-14", "proxy-agent/src/sysctl/tests.rs the_defaults_are_kube_proxys"),
+    sysctl("CT-15", "proxy-agent/src/sysctl/tests.rs what_is_asked_for_is_set"),
     Elsewhere {
         id: "SYNC-01",
         test: Some("proxy-agent/src/agent/tests.rs nothing_is_read_or_written_before_both_lists_are_complete"),

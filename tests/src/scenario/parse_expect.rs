@@ -86,10 +86,18 @@ fn expectation(line: usize, content: &str) -> Result<Expectation> {
             (socket(destination)?, Some(known))
         }
     };
+    let (sources, source_port) = match sources.split_once(" from ") {
+        Some((sources, port)) => {
+            let port: u16 = port.trim().parse().with_context(|| format!("{:?}: want SOURCES from PORT", port.trim()))?;
+            ensure!(matches!(protocol, Some(Protocol::Udp | Protocol::Sctp)), "from {port}: only UDP and SCTP flows are looked at again");
+            (sources, Some(port))
+        }
+        None => (sources, None),
+    };
     let sources = sources.split(',').map(|name| host(name.trim())).collect::<Result<Vec<_>>>()?;
     let outcome = self::outcome(outcome)?;
     fits(&outcome, destination, protocol)?;
-    Ok(Expectation { line, sources, destination, protocol, outcome, differences: Vec::new() })
+    Ok(Expectation { line, sources, source_port, destination, protocol, outcome, differences: Vec::new() })
 }
 
 fn fits(outcome: &Outcome, destination: SocketAddr, protocol: Option<Protocol>) -> Result<()> {

@@ -6,13 +6,14 @@ use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use proxy_core::model::{Family, Protocol};
 
 use super::object::NODE;
 use super::run::Probe;
-use super::{AddressChange, Choice, Host, Observed, Outcome, Seen, Tested};
+use super::{AddressChange, Choice, Host, Observed, Outcome, Pins, Seen, Tested};
 use crate::lab::{self, Connect, Counts, Lab, LabOptions, Peer, Proto, to_v4};
 
 /// Long for a lab on one machine; short enough to see soon that an untranslated address leads to nothing.
@@ -22,6 +23,8 @@ const ANSWER_MS: u64 = 950;
 /// The same where kube-proxy is to answer or refuse: a SYN that comes while it replaces its rules may be lost, and is sent again after
 /// a second.
 const PATIENT_MS: u64 = 3_000;
+/// How long it may take until a flow is ended.
+const FLOW: Duration = Duration::from_secs(10);
 /// Connections for each backend: one of two, three or four is missed once in a hundred million runs at most.
 const PER_BACKEND: u64 = 16;
 /// Connections for each backend where their shares matter.
@@ -206,6 +209,10 @@ fn observe(lab: &Lab, added: &BTreeSet<IpAddr>, (source, expectation): Probe, te
         (false, _) => ANSWER_MS * u64::from(lab::patience()?),
     };
     let probe = Connect::new(expectation.destination, proto).timeout_ms(timeout);
+    if let Some(port) = expectation.source_port {
+        let from = probe.from(SocketAddr::new(expectation.source_address(source), port));
+        return one_flow(lab, added, (source, expectation), from, tested).with_context(|| format!("{} of {lab}", source.name));
+    }
     let count = match wanted {
         Outcome::Untouched | Outcome::Dropped => 1,
         Outcome::Refused => 3,
@@ -224,6 +231,30 @@ fn observe(lab: &Lab, added: &BTreeSet<IpAddr>, (source, expectation): Probe, te
     // ERR-01: what a host's own datagrams meet when netfilter refuses or drops them.
     let not_permitted = if source.is_node() && proto != Proto::Tcp { counts.errors.get("EPERM").copied().unwrap_or(0) } else { 0 };
     Ok(observed(&counts, expectation.destination, not_permitted, wanted, seen(lab, added, source, &counts)?))
+}
+
+/// What becomes of the next packet of a flow, once that is what is expected, or when the time for that is over: who ends flows does so
+/// after everything else.
+fn one_flow(lab: &Lab, added: &BTreeSet<IpAddr>, (source, expectation): Probe, probe: Connect, tested: Option<Tested>) -> Result<Observed> {
+    let (peer, wanted) = (lab.find(source.name)?, expectation.wanted(tested));
+    let deadline = Instant::now() + FLOW * lab::patience()?;
+    loop {
+        let mut counts = Counts::default();
+        counts.add(&peer.probe(probe.clone())?);
+        let not_permitted = if source.is_node() { counts.errors.get("EPERM").copied().unwrap_or(0) } else { 0 };
+        let seen = seen(lab, added, source, &counts)?;
+        let observed = match observed(&counts, expectation.destination, not_permitted, wanted, seen) {
+            Observed::Backends { backends, seen, .. } if backends.len() == 1 => {
+                backends.first().map_or(Observed::NotTried, |backend| Observed::One { backend: *backend, seen })
+            }
+            other => other,
+        };
+        let as_expected = matches!(wanted, Outcome::Pinned { .. }) || observed.satisfies(wanted, source, &Pins::default());
+        if as_expected || Instant::now() > deadline {
+            return Ok(observed);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Probes from ports that nothing else uses, below those that the kernel chooses and those of Services. Connection tracking remembers

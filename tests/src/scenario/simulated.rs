@@ -16,6 +16,7 @@ use proxy_core::settings::Settings;
 use proxy_core::view::{AroundView, ServiceView};
 use serde_json::{Value, json};
 
+use super::flows::Flows;
 use super::object::{self, NODE};
 use super::run::Probe;
 use super::{AddressChange, Config, Executor, Host, Manifest, ObjectKind, Observed, Seen, Tested};
@@ -31,6 +32,7 @@ pub struct Model {
     /// What the agent knows, or knew when it ended.
     forwarding: Forwarding,
     stopped: bool,
+    flows: Flows,
 }
 
 impl Model {
@@ -41,7 +43,8 @@ impl Model {
         let node = Host::ALL.into_iter().filter(|host| host.name == NODE);
         let host = node.flat_map(|node| Family::ALL.map(|family| node.address(family))).chain(loopback).collect();
         let forwarding = Forwarding::new(settings.clone());
-        let mut model = Self { objects: BTreeMap::new(), host, settings, forwarding, stopped: false };
+        let flows = Flows::default();
+        let mut model = Self { objects: BTreeMap::new(), host, settings, forwarding, stopped: false, flows };
         model.forwarding.apply(Change::HostAddresses(model.host.clone().into()));
         model.apply(&object::defaults())?;
         Ok(model)
@@ -77,6 +80,9 @@ impl Model {
 
     fn learn(&mut self, change: Option<Change>) {
         if let Some(change) = change.filter(|_| !self.stopped) {
+            if let Change::Service(name, _) = &change {
+                self.flows.services.insert(name.clone());
+            }
             self.forwarding.apply(change);
         }
     }
@@ -133,11 +139,19 @@ impl Executor for Model {
         for change in self.objects.values().flatten() {
             self.forwarding.apply(change.clone());
         }
+        self.flows.restart();
         Ok(())
     }
 
     fn observe(&mut self, probes: &[Probe]) -> Result<Vec<Observed>> {
-        Ok(probes.iter().map(|probe| observed(self.forwarding.decide(&self.flow(probe)), probe.0)).collect())
+        if !self.stopped {
+            self.flows.follow(&self.forwarding);
+        }
+        let mut observe = |probe: &Probe| {
+            let decide = || observed(self.forwarding.decide(&probe.1.flow(probe.0, &self.host)), probe.0);
+            if probe.1.source_port.is_some() { self.flows.observe(probe, decide) } else { decide() }
+        };
+        Ok(probes.iter().map(&mut observe).collect())
     }
 
     fn state(&mut self) -> String {
@@ -316,14 +330,18 @@ impl<L: Simulated> Executor for Lowered<L> {
     }
 
     fn observe(&mut self, probes: &[Probe]) -> Result<Vec<Observed>> {
-        let one = |probe: &Probe| {
+        let mut one = |probe: &Probe| {
+            if probe.1.source_port.is_some() {
+                // What is remembered of flows is not among the objects.
+                return self.model.observe(&[*probe]).map(|mut one| one.remove(0));
+            }
             let flow = self.model.flow(probe);
             let verdict = self.table(&flow).map(|table| table.lowering.decide(&table.kernel, &flow));
             let left = |verdict: &Verdict| !L::IS_WHOLE && *verdict == Verdict::Untouched;
             let verdict = verdict.filter(|verdict| !left(verdict)).unwrap_or_else(|| self.model.forwarding.decide(&flow));
-            observed(verdict, probe.0)
+            Ok(observed(verdict, probe.0))
         };
-        Ok(probes.iter().map(one).collect())
+        probes.iter().map(&mut one).collect()
     }
 
     fn tested(&self) -> Option<Tested> {

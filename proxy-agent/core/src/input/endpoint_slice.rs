@@ -108,6 +108,7 @@ fn state(conditions: &object::EndpointConditions) -> EndpointState {
         (true, _, true) => EndpointState::ReadyLeaving,
         (false, true, true) => EndpointState::Draining,
         (false, false, true) => EndpointState::Gone,
-        (false, _, false) => EndpointState::NotReady,
+        (false, true, false) => EndpointState::NotReady,
+        (false, false, false) => EndpointState::NotServing,
     }
 }

@@ -32,6 +32,9 @@ pub struct Metadata {
     /// When the object was asked to go; what is there stays until its finalizers are done.
     #[serde(rename = "deletionTimestamp")]
     pub deletion_timestamp: Option<String>,
+    /// Annotations.
+    #[serde(default, deserialize_with = "nullable")]
+    pub annotations: BTreeMap<String, Option<String>>,
 }
 
 /// A `v1` Service.

@@ -5,10 +5,12 @@ use std::net::IpAddr;
 
 use super::{Converted, Report, check_label, object, object_name, parse_ip, parse_port, parse_protocol, port_name};
 use crate::cidr::Cidr;
-use crate::model::{Change, Family, Service, ServicePort, TrafficPolicy};
+use crate::model::{Change, Family, RemovedEndpoints, Service, ServicePort, TrafficPolicy};
 
 /// Its presence, with any value, gives the Service to another proxy (SVC-01).
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+/// What becomes of flows to endpoints that are removed: drain, reset or keep.
+const REMOVED_ENDPOINTS: &str = "proxy-agent.io/removed-endpoints";
 /// How long affinity lasts where the object does not say (`DefaultClientIPServiceAffinitySeconds`), and at most.
 const AFFINITY_SECONDS: (u32, u32) = (10_800, 86_400);
 
@@ -77,6 +79,7 @@ fn served(object: &object::Service, report: &mut Report) -> Option<Service> {
         load_balancer_ips: if is_balanced { load_balancer_ips(object, report) } else { Box::default() },
         external_ips,
         cluster_ips: cluster_ips.into(),
+        removed: removed_endpoints(&object.metadata, report),
     };
     (!service.cluster_ips.is_empty()).then_some(service)
 }
@@ -116,6 +119,19 @@ fn addresses<'a>(texts: impl Iterator<Item = (String, &'a str)>, report: &mut Re
     ips.sort_unstable();
     ips.dedup();
     ips.into()
+}
+
+fn removed_endpoints(metadata: &object::Metadata, report: &mut Report) -> RemovedEndpoints {
+    match metadata.annotations.get(REMOVED_ENDPOINTS).and_then(Option::as_deref).map(str::trim) {
+        None => RemovedEndpoints::AsUsual,
+        Some("keep") => RemovedEndpoints::Keep,
+        Some("drain") => RemovedEndpoints::Drain,
+        Some("reset") => RemovedEndpoints::Reset,
+        Some(other) => {
+            report.say(format_args!("metadata.annotations[{REMOVED_ENDPOINTS}]: {other:?} is not drain, reset or keep; it does not count"));
+            RemovedEndpoints::AsUsual
+        }
+    }
 }
 
 fn policy(which: &str, text: Option<&str>, report: &mut Report) -> TrafficPolicy {

@@ -1,7 +1,7 @@
 //! Objects of the eBPF dataplane: entries of the maps that [`proxy_abi`] describes.
 //!
 //! The programs at the sockets serve what does not depend on a packet: ClusterIPs over TCP and UDP that nobody but the host is
-//! masqueraded for, whose clients do not stay with a backend. All else they leave to the packets' own way, but for NodePorts on ::1,
+//! masqueraded for, whose clients do not stay with a backend and whose flows need not be found again. All else they leave to the packets' own way, but for NodePorts on ::1,
 //! which packets cannot reach: the host's own sockets are translated, by the NodePort without an address.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -83,7 +83,7 @@ impl Lowering for Bpf {
         for seat in seats {
             for Place { entry, number: service } in &seat.places {
                 let (service, frontend) = (*service, &entry.frontend);
-                let backends = match self.served(&seat.key, entry, seat.sticky.is_some()) {
+                let backends = match self.served(&seat.key, entry, seat.sticky.is_some(), seat.tracked) {
                     Some(Served::By(pool)) => seat.pool(pool),
                     Some(Served::Refused) => &[],
                     None => continue,
@@ -181,7 +181,7 @@ impl Lowering for Bpf {
     fn show(&self, route: &Route) -> Option<PortView> {
         let mut view = PortView::default();
         for entry in &route.entries {
-            match self.served(&route.key, entry, route.affinity.is_some()) {
+            match self.served(&route.key, entry, route.affinity.is_some(), route.tracked) {
                 None => {}
                 Some(Served::Refused) => view.frontends.push(FrontendView::new(&entry.frontend, To::SocketsRefused)),
                 Some(Served::By(pool)) => {
@@ -204,13 +204,15 @@ enum Served {
 
 impl Bpf {
     /// What the programs do with a frontend, if they serve it.
-    fn served(&self, port: &PortKey, entry: &Entry, is_sticky: bool) -> Option<Served> {
+    fn served(&self, port: &PortKey, entry: &Entry, is_sticky: bool, is_tracked: bool) -> Option<Served> {
         if port.protocol == Protocol::Sctp {
             return None;
         }
         match (entry.kind, entry.treatment) {
             (EntryKind::ClusterIp, Treatment::Rejected) => Some(Served::Refused),
-            (EntryKind::ClusterIp, Treatment::To(pool, Masquerade::Never | Masquerade::UnlessPod)) if !is_sticky => Some(Served::By(pool)),
+            (EntryKind::ClusterIp, Treatment::To(pool, Masquerade::Never | Masquerade::UnlessPod)) if !is_sticky && !is_tracked => {
+                Some(Served::By(pool))
+            }
             (EntryKind::NodePort, treatment) if self.loopback && port.family == Family::V6 => match treatment.way(Sender::Host, false) {
                 Way::Rejected => Some(Served::Refused),
                 Way::To(pool, _) if !is_sticky => Some(Served::By(pool)),

@@ -29,7 +29,16 @@ fn route(name: &str, cluster: &[u16], affinity: Option<u32>) -> Route {
     let treatment = Treatment::To(Pool::Cluster, Masquerade::Never);
     let entry = Entry { frontend: FRONTEND, kind: EntryKind::ClusterIp, treatment, sources: None };
     let cluster = addrs(cluster.iter().copied());
-    Route { key: key(name), cluster_ip: FRONTEND.ip, cluster, local: Vec::new(), here: Vec::new(), affinity, entries: vec![entry] }
+    Route {
+        key: key(name),
+        cluster_ip: FRONTEND.ip,
+        cluster,
+        local: Vec::new(),
+        here: Vec::new(),
+        affinity,
+        tracked: false,
+        entries: vec![entry],
+    }
 }
 
 /// Seats routes, and returns the seats.

@@ -8,5 +8,6 @@ mod drift;
 mod input;
 mod kernel;
 mod restart;
+mod stale;
 mod steps;
 mod world;

@@ -12,7 +12,8 @@ use proxy_core::cidr::Cidr;
 use proxy_core::cluster::Kind;
 use proxy_core::forward::{Flow, Forwarding};
 use proxy_core::model::{
-    Change, Endpoint, EndpointState, Family, Node, NodeHint, ObjectName, Protocol, Service, ServicePort, Slice, SlicePort, TrafficPolicy,
+    Change, Endpoint, EndpointState, Family, Node, NodeHint, ObjectName, Protocol, RemovedEndpoints, Service, ServicePort, Slice,
+    SlicePort, TrafficPolicy,
 };
 use proxy_core::settings::{LocalDetection, NodePortAddresses, Settings};
 use proxy_core::surroundings::Origin;
@@ -133,8 +134,10 @@ fn service() -> impl Strategy<Value = Service> {
         0.3,
         subsequence(["10.0.0.0/24", "10.1.0.0/31", "0.0.0.0/0", "fd00::/64", "192.0.2.0/24"].map(cidr).to_vec(), 0..3),
     );
-    (ips(Family::V4), ips(Family::V6), vec(port(), 0..4), some(), some(), policy(), policy(), affinity, ranges).prop_map(
-        |(v4, v6, ports, external_ips, load_balancer_ips, internal, external, affinity, ranges)| {
+    use RemovedEndpoints::{AsUsual, Drain, Keep, Reset};
+    let removed = select(vec![AsUsual, AsUsual, Keep, Drain, Reset]);
+    (ips(Family::V4), ips(Family::V6), vec(port(), 0..4), some(), some(), policy(), policy(), affinity, ranges, removed).prop_map(
+        |(v4, v6, ports, external_ips, load_balancer_ips, internal, external, affinity, ranges, removed)| {
             let (mut numbers, mut names) = (BTreeSet::new(), BTreeSet::new());
             let unique = |p: &ServicePort| numbers.insert((p.port, p.protocol)) && names.insert((p.name.clone(), p.protocol));
             Service {
@@ -147,6 +150,7 @@ fn service() -> impl Strategy<Value = Service> {
                 affinity,
                 source_ranges: ranges.map(Into::into),
                 health_check_port: if external == TrafficPolicy::Local { 30_100 } else { 0 },
+                removed,
             }
         },
     )
@@ -157,6 +161,7 @@ fn endpoint(family: Family) -> impl Strategy<Value = (Endpoint, Box<[std::sync::
         EndpointState::Gone,
         EndpointState::Draining,
         EndpointState::ReadyLeaving,
+        EndpointState::NotServing,
         EndpointState::NotReady,
         EndpointState::Ready,
         EndpointState::Ready,

@@ -7,9 +7,9 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use super::packets::{A, B, Net, PORT, VIP, on_a_node};
 use super::*;
+use crate::netfilter::socket::{Outcome, Socket, Subsystem};
 use crate::nft::chains::Chain;
 use crate::nft::expr::{self, Field};
-use crate::nft::socket::{Outcome, Socket};
 use crate::nft::wire::Batch;
 
 /// Our table and somebody else's, whose chains look last at what leaves, before anybody has translated the source, and at what
@@ -23,7 +23,7 @@ fn watch(net: &Net, layout: &Layout) {
     let layout = layout.clone();
     net.node.run(move || {
         nft(&[&script]).expect("nft");
-        let mut socket = Socket::open().expect("socket");
+        let mut socket = Socket::open(Subsystem::Tables).expect("socket");
         let first = socket.take_seq(100);
         let mut batch = Batch::begin(layout.protocol(), first);
         for (name, hook, priority) in HOOKS {

@@ -11,6 +11,8 @@ use proxy_core::model::Family;
 
 use crate::source::Trigger;
 
+/// What the keys of the annotations that are ours begin with.
+const OURS: &str = "proxy-agent.io/";
 /// The annotation of an EndpointSlice.
 const TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
@@ -83,7 +85,7 @@ pub(super) struct Metadata {
     deletion_timestamp: Option<Time>,
     #[prost(btree_map = "string, string", tag = "11")]
     labels: BTreeMap<String, String>,
-    /// Not decoded: they may be long, and one of one kind of object is of interest.
+    /// Not decoded: they may be long, and few are of interest.
     #[prost(bytes = "bytes", repeated, tag = "12")]
     annotations: Vec<Bytes>,
 }
@@ -324,11 +326,13 @@ impl Versioned for ServiceCidr {
 }
 
 impl From<Metadata> for object::Metadata {
-    fn from(Metadata { name, namespace, labels, deletion_timestamp, .. }: Metadata) -> Self {
+    fn from(Metadata { name, namespace, labels, deletion_timestamp, annotations, .. }: Metadata) -> Self {
         let labels = labels.into_iter().map(|(key, value)| (key, Some(value))).collect();
         // When does not matter.
         let deletion_timestamp = deletion_timestamp.map(|time| time.seconds.unwrap_or_default().to_string());
-        Self { name, namespace, labels, deletion_timestamp }
+        let ours = annotations.into_iter().filter(|pair| contains(pair, OURS)).filter_map(|pair| Pair::decode(pair).ok());
+        let annotations = ours.map(|pair| (pair.key, Some(pair.value))).collect();
+        Self { name, namespace, labels, deletion_timestamp, annotations }
     }
 }
 

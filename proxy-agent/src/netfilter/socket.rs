@@ -14,7 +14,7 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::sys;
-use super::wire::{Message, messages, nfta, request};
+use super::wire::{Message, messages, request};
 
 /// NETLINK_CAP_ACK and NETLINK_EXT_ACK (linux/netlink.h): answers say what is wrong, and do not repeat 64 KiB of elements.
 const OPTIONS: [libc::c_int; 2] = [10, 11];
@@ -24,21 +24,57 @@ const RECEIVE_BUFFER: usize = 8 << 20;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The kernel fills at most 32 KiB of a dump at a time; one message is a little above 64 KiB at most.
 const DATAGRAM: usize = 128 << 10;
-/// How often a dump is begun anew because nf_tables changed meanwhile, not necessarily in our table.
+/// How often a dump is begun anew because what is dumped changed meanwhile, not necessarily what is ours (CT-09).
 const DUMPS: u32 = 5;
+
+/// A part of netfilter that speaks netlink.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Subsystem {
+    /// nf_tables.
+    Tables,
+    /// Connection tracking.
+    Conntrack,
+}
+
+impl Subsystem {
+    /// The type of its messages of a kind.
+    pub(crate) fn message_type(self, kind: i32) -> u16 {
+        let number = match self {
+            Subsystem::Tables => libc::NFNL_SUBSYS_NFTABLES,
+            Subsystem::Conntrack => libc::NFNL_SUBSYS_CTNETLINK,
+        };
+        (number as u16) << 8 | kind as u16
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Subsystem::Tables => "nf_tables",
+            Subsystem::Conntrack => "connection tracking",
+        }
+    }
+
+    fn module(self) -> &'static str {
+        match self {
+            Subsystem::Tables => "nf_tables",
+            Subsystem::Conntrack => "nf_conntrack_netlink",
+        }
+    }
+}
 
 /// A message that the kernel refused.
 #[derive(Clone, Debug)]
-pub(super) struct Failure {
+pub(crate) struct Failure {
+    /// Who refused it.
+    subsystem: Subsystem,
     /// Its sequence number.
-    pub(super) seq: u32,
-    pub(super) errno: Errno,
+    pub(crate) seq: u32,
+    pub(crate) errno: Errno,
     /// What the kernel says about it, if anything.
-    pub(super) explanation: Option<String>,
+    pub(crate) explanation: Option<String>,
 }
 
 /// What became of a batch.
-pub(super) enum Outcome {
+pub(crate) enum Outcome {
     /// It took effect.
     Done,
     /// Nothing of it took effect.
@@ -48,8 +84,9 @@ pub(super) enum Outcome {
 }
 
 /// The socket.
-pub(super) struct Socket {
+pub(crate) struct Socket {
     fd: OwnedFd,
+    subsystem: Subsystem,
     seq: u32,
     /// Batches that took effect.
     committed: u32,
@@ -59,7 +96,7 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    pub(super) fn open() -> anyhow::Result<Self> {
+    pub(crate) fn open(subsystem: Subsystem) -> anyhow::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC;
         let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)
             .context("cannot open a netfilter netlink socket (nfnetlink): load the kernel module, or allow AF_NETLINK in seccomp")?;
@@ -74,11 +111,11 @@ impl Socket {
             // In a user namespace on older kernels: as much as the limit allows.
             let _ = setsockopt(&fd, sockopt::RcvBuf, &RECEIVE_BUFFER);
         }
-        Ok(Self { fd, seq: 1, committed: 0, room: 0, buffer: vec![0; DATAGRAM] })
+        Ok(Self { fd, subsystem, seq: 1, committed: 0, room: 0, buffer: vec![0; DATAGRAM] })
     }
 
     /// A sequence number with room for `count` after it.
-    pub(super) fn take_seq(&mut self, count: u32) -> u32 {
+    pub(crate) fn take_seq(&mut self, count: u32) -> u32 {
         if self.seq.checked_add(count.saturating_add(2)).is_none() {
             self.seq = 1;
         }
@@ -86,26 +123,24 @@ impl Socket {
     }
 
     /// What tells its messages from those of other sockets.
-    pub(super) fn port(&self) -> anyhow::Result<u32> {
+    pub(crate) fn port(&self) -> anyhow::Result<u32> {
         Ok(getsockname::<NetlinkAddr>(self.fd.as_raw_fd()).context("the netlink socket's address")?.pid())
     }
 
-    /// How many batches of others took effect in this network namespace since the same was asked before, up to a constant.
-    pub(super) fn others(&mut self) -> anyhow::Result<u32> {
-        let id = |message: &Message<'_>| message.attributes().get(nfta::GEN_ID)?.first_chunk().map(|id| u32::from_be_bytes(*id));
-        let generation = self.get(libc::NFT_MSG_GETGEN, 0, |_| (), id)?.flatten().context("nf_tables has no generation")?;
-        Ok(generation.wrapping_sub(self.committed))
+    /// How many batches have taken effect.
+    pub(crate) fn committed(&self) -> u32 {
+        self.committed
     }
 
     /// Sends a batch whose messages, begin excluded, have the numbers from `first` + 1 to `first` + `count`, of which the last
     /// asks for an answer.
-    pub(super) fn transact(&mut self, bytes: &[u8], first: u32, count: u32) -> anyhow::Result<Outcome> {
+    pub(crate) fn transact(&mut self, bytes: &[u8], first: u32, count: u32) -> anyhow::Result<Outcome> {
         self.seq = first.saturating_add(count).saturating_add(2);
         self.make_room(bytes.len());
         match self.send(bytes) {
             Ok(()) => {}
             Err(Errno::EMSGSIZE) => return Ok(Outcome::TooLong),
-            Err(errno) => bail!("cannot send {} bytes to nf_tables: {}", bytes.len(), errno.desc()),
+            Err(errno) => bail!("cannot send {} bytes to {}: {}", bytes.len(), self.subsystem.name(), errno.desc()),
         }
         let (mut failures, mut finished) = (Vec::new(), false);
         let deadline = Instant::now() + PATIENCE;
@@ -114,7 +149,7 @@ impl Socket {
             let answers = messages(&self.buffer[..len]).filter(|m| i32::from(m.kind) == libc::NLMSG_ERROR);
             for answer in answers.filter(|m| (first..=first.saturating_add(count)).contains(&m.seq)) {
                 if answer.errno() != 0 {
-                    failures.push(failure(&answer));
+                    failures.push(Failure::new(self.subsystem, &answer));
                 }
                 // An error of the message that begins the batch is one of the whole, and nothing else need follow.
                 finished |= answer.seq == first + count || answer.seq == first;
@@ -128,7 +163,7 @@ impl Socket {
     }
 
     /// Asks for one object. None: it does not exist.
-    pub(super) fn get<T>(
+    pub(crate) fn get<T>(
         &mut self,
         kind: i32,
         family: u8,
@@ -148,14 +183,14 @@ impl Socket {
                 return match message.errno() {
                     0 => Ok(found),
                     libc::ENOENT => Ok(None),
-                    _ => Err(failure(&message).into_error()),
+                    _ => Err(Failure::new(self.subsystem, &message).into_error()),
                 };
             }
         }
     }
 
     /// Sends requests with these sequence numbers, of which the last asks for an answer. `take` gets what comes but for errors.
-    pub(super) fn exchange(
+    pub(crate) fn exchange(
         &mut self,
         requests: &[u8],
         seqs: RangeInclusive<u32>,
@@ -163,7 +198,7 @@ impl Socket {
     ) -> anyhow::Result<()> {
         self.seq = seqs.end().saturating_add(1);
         self.make_room(requests.len());
-        self.send(requests).map_err(|errno| anyhow::anyhow!("cannot ask nf_tables: {}", errno.desc()))?;
+        self.send(requests).map_err(|errno| anyhow::anyhow!("cannot ask {}: {}", self.subsystem.name(), errno.desc()))?;
         let deadline = Instant::now() + PATIENCE;
         loop {
             let len = self.receive(deadline)?;
@@ -179,7 +214,7 @@ impl Socket {
 
     /// Asks for all objects of a kind; `reset` is called before every attempt, `take` for each object. The objects are as they
     /// were at one moment, but for a warning.
-    pub(super) fn dump<T: Default>(
+    pub(crate) fn dump<T: Default>(
         &mut self,
         kind: i32,
         family: u8,
@@ -194,7 +229,7 @@ impl Socket {
             }
             if attempt == DUMPS {
                 // Changes in other tables interrupt a dump as well. What is missing shows when it is written.
-                tracing::warn!(kind, "nf_tables changes all the time: what is read may be incomplete");
+                tracing::warn!(kind, "{} changes all the time: what is read may be incomplete", self.subsystem.name());
                 return Ok(found);
             }
             attempt += 1;
@@ -221,7 +256,7 @@ impl Socket {
                         return match message.errno() {
                             0 => Ok(whole),
                             libc::EINTR => Ok(false),
-                            _ => Err(failure(&message).into_error()),
+                            _ => Err(Failure::new(self.subsystem, &message).into_error()),
                         };
                     }
                     _ => take(&message),
@@ -233,8 +268,8 @@ impl Socket {
     fn ask(&mut self, kind: i32, flags: i32, family: u8, attributes: impl FnOnce(&mut Vec<u8>)) -> anyhow::Result<u32> {
         let seq = self.take_seq(1);
         self.seq = seq + 1;
-        let bytes = request(kind, flags, seq, family, attributes);
-        self.send(&bytes).map_err(|errno| anyhow::anyhow!("cannot ask nf_tables: {}", errno.desc()))?;
+        let bytes = request(self.subsystem.message_type(kind), flags, seq, family, attributes);
+        self.send(&bytes).map_err(|errno| anyhow::anyhow!("cannot ask {}: {}", self.subsystem.name(), errno.desc()))?;
         Ok(seq)
     }
 
@@ -248,7 +283,7 @@ impl Socket {
 
     /// As a process that may not enlarge the buffer.
     #[cfg(test)]
-    pub(super) fn forbid_room(&mut self) {
+    pub(crate) fn forbid_room(&mut self) {
         self.room = usize::MAX;
         let _ = setsockopt(&self.fd, sockopt::SndBuf, &65_536);
     }
@@ -267,9 +302,9 @@ impl Socket {
             match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
                 Ok(len) => return Ok(len),
                 Err(Errno::EINTR) if Instant::now() < deadline => {}
-                Err(Errno::EAGAIN | Errno::EINTR) => bail!("nf_tables does not answer within {} s", PATIENCE.as_secs()),
-                Err(Errno::ENOBUFS) => bail!("nf_tables had more to say than the socket's buffer holds"),
-                Err(errno) => bail!("cannot read from nf_tables: {}", errno.desc()),
+                Err(Errno::EAGAIN | Errno::EINTR) => bail!("{} does not answer within {} s", self.subsystem.name(), PATIENCE.as_secs()),
+                Err(Errno::ENOBUFS) => bail!("{} had more to say than the socket's buffer holds", self.subsystem.name()),
+                Err(errno) => bail!("cannot read from {}: {}", self.subsystem.name(), errno.desc()),
             }
         }
     }
@@ -282,12 +317,17 @@ impl Socket {
 }
 
 impl Failure {
+    fn new(subsystem: Subsystem, answer: &Message<'_>) -> Self {
+        let (errno, explanation) = (Errno::from_raw(answer.errno()), answer.explanation().map(str::to_owned));
+        Self { subsystem, seq: answer.seq, errno, explanation }
+    }
+
     /// What the kernel says, and what to do where that is known.
-    pub(super) fn reason(&self) -> String {
+    pub(crate) fn reason(&self) -> String {
         let advice = match self.errno {
             Errno::EPERM | Errno::EACCES => ": CAP_NET_ADMIN in the network namespace's owner is needed",
             Errno::ENOMEM => ": the node, or the container's memory limit, is out of memory",
-            Errno::EOPNOTSUPP => {
+            Errno::EOPNOTSUPP if self.subsystem == Subsystem::Tables => {
                 ": the kernel lacks an nf_tables feature (CONFIG_NFT_NAT, NFT_MASQ, NFT_NUMGEN, NFT_REJECT, NFT_CT, NFT_FIB_IPV4, NFT_FIB_IPV6)"
             }
             _ => "",
@@ -299,14 +339,13 @@ impl Failure {
         }
     }
 
-    pub(super) fn into_error(self) -> anyhow::Error {
+    pub(crate) fn into_error(self) -> anyhow::Error {
         match self.errno {
-            Errno::EINVAL if self.explanation.is_none() => anyhow::anyhow!("the kernel has no nf_tables: load the module nf_tables"),
-            _ => anyhow::anyhow!("nf_tables: {}", self.reason()),
+            Errno::EINVAL if self.explanation.is_none() => {
+                let (name, module) = (self.subsystem.name(), self.subsystem.module());
+                anyhow::anyhow!("the kernel does not know the request to {name}: load the module {module}")
+            }
+            _ => anyhow::anyhow!("{}: {}", self.subsystem.name(), self.reason()),
         }
     }
-}
-
-fn failure(answer: &Message<'_>) -> Failure {
-    Failure { seq: answer.seq, errno: Errno::from_raw(answer.errno()), explanation: answer.explanation().map(str::to_owned) }
 }
