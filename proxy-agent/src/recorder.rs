@@ -62,7 +62,8 @@ impl Recorder {
         self.record(Notice { regarding: Regarding::Service(name.clone()), severity, reason, note: note.into() });
     }
 
-    fn record(&self, notice: Notice) {
+    /// Records a notice.
+    pub fn record(&self, notice: Notice) {
         // Full, or nobody posts: whoever records it has logged it.
         let _ = self.0.try_send(notice);
     }
