@@ -6,6 +6,7 @@ use tokio::sync::mpsc;
 use tracing::info;
 
 use crate::agent::Agent;
+use crate::cli::Mode;
 use crate::config::{Changes, Config, Loaded, Source};
 use crate::dataplane::Alarm;
 use crate::host::Addresses;
@@ -27,7 +28,8 @@ pub enum Ending {
 /// This host, or this configuration, cannot work; with the way out.
 pub async fn run(config: Config, changes: Changes) -> anyhow::Result<Ending> {
     let settings = config.settings;
-    info!(version = env!("CARGO_PKG_VERSION"), mode = ?config.mode, node = %settings.node, "proxy-agent starts");
+    let mode = config.mode.unwrap_or_else(|| Mode::auto(&config.bpf));
+    info!(version = env!("CARGO_PKG_VERSION"), %mode, node = %settings.node, "proxy-agent starts");
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
     // Roughly one chunk of a list: the sources wait while the kernel is written.
@@ -41,7 +43,7 @@ pub async fn run(config: Config, changes: Changes) -> anyhow::Result<Ending> {
         Source::Kube(kube) => tokio::spawn(source::kube::watch(kube, node, sender)),
     };
     let alarm = Alarm::default();
-    let programmers = modes::programmers(config.mode, config.bpf, &settings, &alarm)?;
+    let programmers = modes::programmers(mode, config.bpf, &settings, &alarm)?;
     let mut agent = Agent::new(settings, programmers, alarm);
     let found = tokio::task::spawn_blocking(coexist::look).await.context("looking for a kube-proxy")?;
     let remove = config.remove_kube_proxy_rules;

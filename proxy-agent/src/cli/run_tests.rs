@@ -194,11 +194,11 @@ fn modes_of_kube_proxy_become_ours_with_a_warning() {
         let config = good(&[&format!("--proxy-mode={mode}")]).config;
         (config.mode, config.notices.iter().map(|notice| notice.reason).collect::<Vec<_>>())
     };
-    assert_eq!(mode("nftables"), (Mode::Nftables, vec![]));
-    assert_eq!(mode("ebpf"), (Mode::Ebpf, vec![]));
-    assert_eq!(mode("iptables"), (Mode::Nftables, vec!["KubeProxyModeReplaced"]));
-    assert_eq!((mode("auto").1, mode("").1), (vec![], vec![]));
-    assert_eq!(mode("ipvs").1, vec!["KubeProxyModeReplaced"]);
+    assert_eq!(mode("nftables"), (Some(Mode::Nftables), vec![]));
+    assert_eq!(mode("ebpf"), (Some(Mode::Ebpf), vec![]));
+    assert_eq!(mode("iptables"), (Some(Mode::Nftables), vec!["KubeProxyModeReplaced"]));
+    assert_eq!((mode("auto"), mode("")), ((None, vec![]), (None, vec![])));
+    assert_eq!(mode("ipvs"), (None, vec!["KubeProxyModeReplaced"]));
     // NP-01: without entries, NodePorts are where the mode that is asked for has them.
     for (mode, primary) in [("", false), ("iptables", false), ("ipvs", false), ("nftables", true), ("ebpf", true), ("auto", true)] {
         let addresses = good(&[&format!("--proxy-mode={mode}")]).config.settings.node_ports;

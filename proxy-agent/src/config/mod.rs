@@ -32,8 +32,8 @@ pub use reload::Changes;
 /// The configuration of one run.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// How the kernel is programmed.
-    pub mode: Mode,
+    /// How the kernel is programmed; the best that this host can do if `None` ([`Mode::auto`]).
+    pub mode: Option<Mode>,
     /// What decides about packets.
     pub settings: Settings,
     /// Where Services come from.

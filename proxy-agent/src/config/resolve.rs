@@ -26,16 +26,6 @@ pub struct Beside {
     pub metrics_port: Option<u16>,
 }
 
-/// What is wanted where it is not one of our modes.
-enum Wish {
-    Mode(Mode),
-    Auto,
-    /// iptables: the rules that come closest.
-    IpTables,
-    /// IPVS: nothing comes close.
-    Ipvs,
-}
-
 impl KubeProxyConfiguration {
     /// `syncPeriod` and `minSyncPeriod` of the active section.
     pub(super) fn periods(&self) -> (super::go::GoDuration, super::go::GoDuration) {
@@ -60,7 +50,7 @@ pub fn resolve(config: &KubeProxyConfiguration, own: &ProxyAgentConfiguration, b
     let metrics = check.take("metricsBindAddress", validate::listen(&config.metrics_bind_address));
     check.end()?;
     let bpf = BpfOptions { pin_dir: own.bpf_pin_path.clone(), cgroup: own.cgroup.clone() };
-    let (mode, notices) = mode(config, own, &bpf);
+    let (mode, notices) = mode(config, own);
     let (sync_period, min_sync_period) = config.periods();
     let path = &config.client_connection.kubeconfig;
     let kubeconfig = (!path.is_empty()).then(|| path.into());
@@ -169,34 +159,30 @@ fn conntrack(config: &KubeProxyConfiguration) -> ConntrackSettings {
     }
 }
 
-/// The mode (CFG-04), and what the operator is told of it.
-fn mode(config: &KubeProxyConfiguration, own: &ProxyAgentConfiguration, bpf: &BpfOptions) -> (Mode, Vec<Notice>) {
-    let wish = match (&*own.mode, &*config.mode) {
-        ("ebpf", _) | ("", "ebpf") => Wish::Mode(Mode::Ebpf),
-        ("nftables", _) | ("", "nftables") => Wish::Mode(Mode::Nftables),
-        ("", "iptables") => Wish::IpTables,
-        ("", "ipvs") => Wish::Ipvs,
-        _ => Wish::Auto,
+/// The mode (CFG-04), none where this host decides, and what the operator is told of it.
+fn mode(config: &KubeProxyConfiguration, own: &ProxyAgentConfiguration) -> (Option<Mode>, Vec<Notice>) {
+    let asked = if own.mode.is_empty() { &config.mode } else { &own.mode };
+    let (mode, replaced) = match &**asked {
+        "ebpf" => (Some(Mode::Ebpf), None),
+        "nftables" => (Some(Mode::Nftables), None),
+        // The rules that come closest.
+        "iptables" => (Some(Mode::Nftables), Some("nftables")),
+        "ipvs" => (None, Some("auto")),
+        _ => (None, None),
     };
-    let replaced = |mode: Mode| {
+    let notice = replaced.map(|by| {
         let note =
-            format!("mode {} of kube-proxy is not here: Services are programmed in mode {mode}; name that one to say so", config.mode);
-        warn!("{note}");
-        vec![Notice { regarding: Regarding::Node, severity: Severity::Warning, reason: "KubeProxyModeReplaced", note }]
-    };
-    match wish {
-        Wish::Mode(mode) => (mode, Vec::new()),
-        Wish::Auto => (Mode::auto(bpf), Vec::new()),
-        Wish::IpTables => (Mode::Nftables, replaced(Mode::Nftables)),
-        Wish::Ipvs => {
-            let mode = Mode::auto(bpf);
-            (mode, replaced(mode))
-        }
-    }
+            format!("mode {asked} of kube-proxy is not here: Services are programmed in mode {by}; name that mode to end this warning");
+        Notice { regarding: Regarding::Node, severity: Severity::Warning, reason: "KubeProxyModeReplaced", note }
+    });
+    (mode, notice.into_iter().collect())
 }
 
 /// Says what the operator may not expect of the configuration.
 pub(super) fn report(config: &KubeProxyConfiguration, resolved: &Config) {
+    for notice in &resolved.notices {
+        warn!("{}", notice.note);
+    }
     let settings = &resolved.settings;
     if let LocalDetection::ClusterCidrs(cidrs) = &settings.local {
         // LOC-02
