@@ -1,27 +1,21 @@
 //! Commands and their flags.
 
-mod serving;
+mod fields;
+mod run;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
-use std::time::Duration;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::bpf::{BpfMaps, BpfOptions};
-use crate::config::{Config, ConntrackSettings, Source};
-use crate::source::kube::KubeConfig;
+use crate::config::own;
 use crate::wait::{WaitArgs, wait};
-use crate::{coexist, dump, log, modes, run};
-use serving::Serving;
-
-/// Where kube-proxy answers health checks, unless it is told otherwise.
-const HEALTHZ: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 10256);
-/// Where it answers for its metrics.
-const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
+use crate::{coexist, dump, log, modes};
+use run::RunArgs;
 
 /// A Kubernetes Service proxy: programs the kernel so that connections to a Service reach its endpoints.
 #[derive(Debug, Parser)]
@@ -33,14 +27,26 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Watch Services and EndpointSlices and keep the kernel in line with them
-    Run(RunArgs),
+    /// Watch Services and EndpointSlices and keep the kernel in line with them; takes kube-proxy's flags
+    #[command(args_override_self = true)]
+    Run(Box<RunArgs>),
     /// Show what is programmed, read back from the kernel; no agent need be running
     Dump(DumpArgs),
     /// Wait until the agent of this node has programmed a Service as the API server has it now
     Wait(WaitArgs),
     /// Remove everything of ours from this node, of every mode
     Cleanup(CleanupArgs),
+    /// Print what completes commands and flags in a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write man pages
+    Man {
+        /// Folder to write them to
+        #[arg(default_value = ".")]
+        dir: PathBuf,
+    },
 }
 
 /// How the kernel is programmed.
@@ -52,11 +58,33 @@ pub enum Mode {
     Nftables,
 }
 
+impl Mode {
+    /// eBPF if this host can load and attach the programs, else nftables.
+    pub fn auto(bpf: &BpfOptions) -> Self {
+        match BpfMaps::try_out(bpf) {
+            Ok(()) => Self::Ebpf,
+            Err(reason) => {
+                tracing::warn!("mode auto: nftables, since eBPF cannot be used here: {reason:#}");
+                Self::Nftables
+            }
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Mode::Ebpf => "ebpf",
+            Mode::Nftables => "nftables",
+        })
+    }
+}
+
 /// Where our objects are in this kernel.
 #[derive(Clone, Debug, Args)]
 pub struct Place {
     /// Folder on a bpf file system where eBPF maps and links are pinned
-    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/proxy-agent")]
+    #[arg(long, value_name = "DIR", default_value = own::PIN_PATH)]
     bpf_pin_path: PathBuf,
     /// How log lines are written
     #[arg(long, value_enum, default_value_t = log::Format::Text)]
@@ -64,32 +92,6 @@ pub struct Place {
     /// Which log lines are written: error, warn, info, debug, trace, or a filter of the tracing crate
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: String,
-}
-
-#[derive(Debug, Args)]
-struct RunArgs {
-    #[command(flatten)]
-    place: Place,
-    /// How the kernel is programmed
-    #[arg(long, value_enum, default_value_t = Mode::Ebpf)]
-    proxy_mode: Mode,
-    #[command(flatten)]
-    serving: Serving,
-    /// Serve the Services and EndpointSlices in the files of this folder instead of a cluster's; Node and ServiceCIDRs too
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["kubeconfig", "master"])]
-    manifests: Option<PathBuf>,
-    /// How to reach the API server (default: from inside the cluster)
-    #[arg(long, value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
-    /// Address of the API server, instead of the one in the kubeconfig
-    #[arg(long, value_name = "URL")]
-    master: Option<String>,
-    /// Serve the processes in this cgroup (default: all, the root of the cgroup v2 hierarchy)
-    #[arg(long, value_name = "DIR")]
-    cgroup: Option<PathBuf>,
-    /// Remove the rules that kube-proxy has left, once ours are in place (default: only report them)
-    #[arg(long)]
-    remove_kube_proxy_rules: bool,
 }
 
 #[derive(Debug, Args)]
@@ -117,8 +119,8 @@ struct DumpArgs {
 }
 
 impl Place {
-    fn bpf(&self, cgroup: Option<PathBuf>) -> BpfOptions {
-        BpfOptions { pin_dir: self.bpf_pin_path.clone(), cgroup }
+    fn bpf(&self) -> BpfOptions {
+        BpfOptions { pin_dir: self.bpf_pin_path.clone(), cgroup: None }
     }
 }
 
@@ -126,7 +128,7 @@ impl Place {
 pub fn flags(args: impl IntoIterator<Item = OsString>) -> BTreeMap<String, String> {
     let command = Cli::command();
     // It has been read before.
-    let Ok(matches) = command.clone().try_get_matches_from(args) else { return BTreeMap::new() };
+    let Ok(matches) = command.clone().try_get_matches_from(arguments(args)) else { return BTreeMap::new() };
     let Some((name, matches)) = matches.subcommand() else { return BTreeMap::new() };
     let flags = command.find_subcommand(name).into_iter().flat_map(clap::Command::get_arguments);
     let value = |id: &str| {
@@ -136,6 +138,30 @@ pub fn flags(args: impl IntoIterator<Item = OsString>) -> BTreeMap<String, Strin
     flags.filter_map(|flag| Some((flag.get_long()?.to_owned(), value(flag.get_id().as_str())))).collect()
 }
 
+/// The command line as clap is to read it: kube-proxy has no subcommands, and takes underscores for dashes in the names of flags. What is
+/// called as kube-proxy, or begins with a flag, is `run`.
+pub fn arguments(given: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut given = given.into_iter();
+    let program = given.next().unwrap_or_default();
+    let mut rest: Vec<OsString> = given.collect();
+    let is_kube_proxy = Path::new(&program).file_stem().is_some_and(|name| name == "kube-proxy");
+    let first = rest.first().map(|first| first.to_string_lossy().into_owned()).unwrap_or_default();
+    let is_flag = first.starts_with('-') && !matches!(&*first, "-h" | "--help" | "-V");
+    if is_kube_proxy || is_flag {
+        rest.insert(0, "run".into());
+    }
+    if rest.first().is_some_and(|first| first == "run") {
+        rest = rest.into_iter().map(with_dashes).collect();
+    }
+    std::iter::once(program).chain(rest).collect()
+}
+
+fn with_dashes(argument: OsString) -> OsString {
+    let Some(text) = argument.to_str().filter(|text| text.starts_with("--")) else { return argument };
+    let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));
+    format!("{}{value}", name.replace('_', "-")).into()
+}
+
 /// Runs a command to its end.
 ///
 /// # Errors
@@ -143,14 +169,10 @@ pub fn flags(args: impl IntoIterator<Item = OsString>) -> BTreeMap<String, Strin
 /// What the user should read, with the way out.
 pub fn main(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
-        Command::Run(args) => {
-            log::start(args.place.log_format, &args.place.log_level)?;
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("starting threads")?;
-            runtime.block_on(run::run(args.config()?))
-        }
+        Command::Run(args) => args.run(),
         Command::Dump(args) => {
             log::start(args.place.log_format, &args.place.log_level)?;
-            let found = modes::observe(args.proxy_mode, args.place.bpf(None))?;
+            let found = modes::observe(args.proxy_mode, args.place.bpf())?;
             print!("{}", dump::render(found, args.service.as_deref(), args.output)?);
             Ok(())
         }
@@ -161,37 +183,20 @@ pub fn main(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Cleanup(CleanupArgs { place, kube_proxy }) => {
             log::start(place.log_format, &place.log_level)?;
-            if kube_proxy {
-                return coexist::remove();
-            }
-            BpfMaps::remove_pinned(&place.bpf(None))?;
-            modes::remove_nftables()
+            if kube_proxy { coexist::remove() } else { cleanup(&place.bpf()) }
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "proxy-agent", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Man { dir } => {
+            clap_mangen::generate_to(Cli::command(), &dir).with_context(|| format!("{}: cannot be written", dir.display()))
         }
     }
 }
 
-impl RunArgs {
-    fn config(self) -> anyhow::Result<Config> {
-        let settings = self.serving.settings()?;
-        serving::report(&settings);
-        let source = match self.manifests {
-            Some(dir) => Source::Manifests(dir),
-            None => Source::Kube(KubeConfig { kubeconfig: self.kubeconfig, server: self.master }),
-        };
-        Ok(Config {
-            mode: self.proxy_mode,
-            settings,
-            source,
-            bpf: self.place.bpf(self.cgroup),
-            remove_kube_proxy_rules: self.remove_kube_proxy_rules,
-            healthz: Some(HEALTHZ),
-            metrics: Some(METRICS),
-            bind_hard_fail: false,
-            profiling: false,
-            sync_period: Duration::from_secs(30),
-            min_sync_period: Duration::ZERO,
-            conntrack: ConntrackSettings::default(),
-            oom_score_adj: None,
-        })
-    }
+/// Removes everything of ours, of every mode.
+fn cleanup(bpf: &BpfOptions) -> anyhow::Result<()> {
+    BpfMaps::remove_pinned(bpf)?;
+    modes::remove_nftables()
 }

@@ -1,6 +1,7 @@
 //! The agent: effects around [`proxy_core`].
 
 pub mod agent;
+mod bell;
 pub mod bpf;
 pub mod cli;
 pub mod coexist;

@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use proxy_agent::cli::Cli;
+use proxy_agent::cli::{self, Cli};
 
 fn main() -> ExitCode {
-    match proxy_agent::cli::main(Cli::parse()) {
+    match cli::main(Cli::parse_from(cli::arguments(std::env::args_os()))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("proxy-agent: {error:#}");

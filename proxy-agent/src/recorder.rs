@@ -69,7 +69,8 @@ impl Recorder {
         self.record(Notice { regarding: Regarding::Service(name.clone()), severity, reason, note: note.into() });
     }
 
-    fn record(&self, notice: Notice) {
+    /// Records a notice.
+    pub fn record(&self, notice: Notice) {
         // Full, or nobody posts: whoever records it has logged it.
         if self.notices.try_send(notice).is_err() {
             self.metrics.client.event_dropped();

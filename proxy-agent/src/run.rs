@@ -13,7 +13,8 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::agent::Agent;
-use crate::config::{Config, ConntrackSettings, Source};
+use crate::cli::Mode;
+use crate::config::{Changes, Config, ConntrackSettings, Loaded, Source};
 use crate::conntrack::{Cleaned, Cleaner};
 use crate::dataplane::Alarm;
 use crate::health::ServiceHealth;
@@ -27,13 +28,21 @@ use servers::Servers;
 /// How long what has arrived may take to be in place when the agent is to stop.
 const FLUSH: Duration = Duration::from_secs(10);
 
-/// Serves until a signal ends it. What is programmed stays.
+/// Why a run has ended.
+pub enum Ending {
+    /// A signal asked for it.
+    Stopped,
+    /// There is another configuration, for the next run.
+    Changed(Box<Loaded>),
+}
+
+/// Serves until a signal ends it, or the configuration is another. What is programmed stays.
 ///
 /// # Errors
 ///
 /// This host, or this configuration, cannot work; with the way out.
-pub async fn run(config: Config) -> anyhow::Result<()> {
-    info!(version = env!("CARGO_PKG_VERSION"), mode = ?config.mode, node = %config.settings.node, "proxy-agent starts");
+pub async fn run(config: Config, changes: Changes) -> anyhow::Result<Ending> {
+    info!(version = env!("CARGO_PKG_VERSION"), node = %config.settings.node, "proxy-agent starts");
     let mut stop = Stop::new()?;
     let (node, kube) = (config.settings.node.clone(), config.source.kube().cloned());
     // HC-01, HC-02: files may name no Node, and nobody takes it away then.
@@ -46,12 +55,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     // API-06
     recorder.node(Severity::Normal, "Starting", format!("proxy-agent {} starts", env!("CARGO_PKG_VERSION")));
+    config.notices.iter().for_each(|notice| recorder.record(notice.clone()));
     let _lead = tokio::select! {
         lead = lead::take(&recorder) => lead?,
-        () = stop.asked() => return Ok(()),
+        () = stop.asked() => return Ok(Ending::Stopped),
     };
+    let mode = config.mode.unwrap_or_else(|| Mode::auto(&config.bpf));
+    info!(%mode, "serving");
     let (questions, asked) = Questions::new();
-    parts.spawn(Servers::new(&config, &telemetry, &recorder, questions).run());
+    parts.spawn(Servers::new(&config, mode, &telemetry, &recorder, questions).run());
     // Roughly one chunk of a list: the sources wait while the kernel is written.
     let (sender, events) = mpsc::channel(4096);
     let addresses = Addresses::start(sender.clone()).await?;
@@ -63,10 +75,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     set_kernel(&config.conntrack, config.oom_score_adj, &recorder)?;
     let alarm = Alarm::default();
-    let programmers = modes::programmers(config.mode, config.bpf.clone(), &config.settings, &alarm)?;
+    let programmers = modes::programmers(mode, config.bpf.clone(), &config.settings, &alarm)?;
     let mut agent = Agent::new(config.settings, programmers, alarm, telemetry.clone());
     agent.asked_by(asked);
-    agent.followed_by(ServiceHealth::new(telemetry.health, recorder));
+    agent.followed_by(ServiceHealth::new(telemetry.health, recorder.clone()));
     let metrics = telemetry.metrics;
     let report = move |Cleaned { family, deleted, duration }| metrics.conntrack.observe(duration, family, deleted);
     agent.followed_by(Cleaner::start(left_behind(), report)?);
@@ -80,22 +92,47 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     // What is of no use any more goes once everything of ours is in place.
     parts.spawn(async move {
         let _ = is_filled.await;
-        tokio::join!(coexist::migrate(found, remove), modes::retire_others(config.mode, &config.bpf));
+        tokio::join!(coexist::migrate(found, remove), modes::retire_others(mode, &config.bpf));
         std::future::pending().await
     });
     let mut agent = tokio::spawn(agent.run(events));
-    tokio::select! {
-        () = stop.asked() => {}
-        ended = parts.join_next() => ended.context("no part of the agent runs")?.context("a part of the agent stopped")??,
-        ended = &mut agent => return ended.context("the agent's loop stopped"),
-    }
+    let ending = tokio::select! {
+        () = stop.asked() => Ending::Stopped,
+        next = changes.next(recorder) => Ending::Changed(Box::new(next)),
+        ended = parts.join_next() => {
+            ended.context("no part of the agent runs")?.context("a part of the agent stopped")??;
+            Ending::Stopped
+        }
+        ended = &mut agent => return ended.context("the agent's loop stopped").map(|()| Ending::Stopped),
+    };
     // Without sources the loop ends, once what has arrived is in place.
     parts.abort_all();
     match timeout(FLUSH, agent).await {
         Ok(ended) => ended.context("the agent's loop stopped")?,
-        Err(_) => warn!("what has changed last is not in place after {FLUSH:?}; the next agent sees to it"),
+        Err(_) => warn!("what has changed last is not in place after {FLUSH:?}; the next start sees to it"),
     }
-    info!("proxy-agent stops; what is programmed stays (`proxy-agent cleanup` removes it)");
+    if matches!(ending, Ending::Stopped) {
+        info!("proxy-agent stops; what is programmed stays (`proxy-agent cleanup` removes it)");
+    }
+    Ok(ending)
+}
+
+/// Does what needs more rights than serving does (CLI-05): what may be done once, in an init container.
+///
+/// # Errors
+///
+/// The API server has not answered, or a step has failed.
+pub async fn init(config: &Config) -> anyhow::Result<()> {
+    if let Source::Kube(kube) = &config.source {
+        source::kube::reach(kube, &config.settings.node).await?;
+    }
+    if config.remove_kube_proxy_rules {
+        tokio::task::spawn_blocking(coexist::remove).await.context("removing the rules of kube-proxy")??;
+    }
+    for left in sysctl::set(&config.conntrack)? {
+        warn!("{}", left.note);
+    }
+    info!("everything is prepared");
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! How the operator wants Services to be served: what of the configuration decides about packets.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::cidr::Cidr;
@@ -21,6 +22,8 @@ pub struct Settings {
     pub open_unnamed_families: bool,
     /// The bit of a packet's mark that says "masquerade" (NAT-08).
     pub masquerade_bit: u8,
+    /// An address that counts as the Node's own in its family, whatever the Node object says (API-03).
+    pub bind_address: Option<IpAddr>,
 }
 
 impl Default for Settings {
@@ -32,6 +35,7 @@ impl Default for Settings {
             node_ports: NodePortAddresses::default(),
             open_unnamed_families: false,
             masquerade_bit: 14,
+            bind_address: None,
         }
     }
 }

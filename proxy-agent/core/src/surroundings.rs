@@ -108,9 +108,13 @@ impl Surroundings {
         }
     }
 
-    /// The Node's own address. While no Node is known, the first of the host's that is reached from elsewhere.
+    /// The Node's own address: the one of the configuration (API-03), else as the Node object says. While no Node is known, the first
+    /// of the host's that is reached from elsewhere.
     pub fn node_ip(&self, family: Family) -> Option<IpAddr> {
         let of_family = |ip: &&IpAddr| Family::of(**ip) == family;
+        if let Some(ip) = self.settings.bind_address.filter(|ip| of_family(&ip)) {
+            return Some(ip);
+        }
         match &self.node {
             Some(node) => node.ips.iter().find(of_family).copied(),
             None => self.host.iter().filter(of_family).find(|ip| !ip.is_loopback() && !is_link_local(**ip)).copied(),

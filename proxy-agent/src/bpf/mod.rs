@@ -55,6 +55,21 @@ impl BpfMaps {
         Ok(Self { options, maps, leftovers })
     }
 
+    /// Whether this host can run the programs: loads them, and leaves nothing.
+    ///
+    /// # Errors
+    ///
+    /// What [`start`](Self::start) would say.
+    pub fn try_out(options: &BpfOptions) -> anyhow::Result<()> {
+        place::cgroup(options.cgroup.as_deref())?;
+        let mut name = options.pin_dir.clone().into_os_string();
+        name.push(format!("-try-{}", std::process::id()));
+        let dir = PathBuf::from(name);
+        place::pin_dir(&dir)?;
+        let loaded = programs::try_load(&dir);
+        loaded.and(remove_layout(&dir))
+    }
+
     /// Opens what is pinned, to read it; `None` if nothing is.
     pub fn open_pinned(options: BpfOptions) -> anyhow::Result<Option<Self>> {
         let dir = layout_dir(&options.pin_dir);

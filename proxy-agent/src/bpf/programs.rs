@@ -57,6 +57,11 @@ pub(super) fn start(dir: &Path, cgroup: &Path, host: Option<u64>) -> anyhow::Res
     Ok(())
 }
 
+/// Loads all programs over new maps that are pinned in `dir`, and attaches none.
+pub(super) fn try_load(dir: &Path) -> anyhow::Result<()> {
+    load(dir, true, None).or_else(|error| load(dir, false, None).map_err(|_| error)).map(drop)
+}
+
 /// `with_errno`: whether the programs may use the helper that sets a call's errno, which cgroup programs have since 6.1.
 fn load(dir: &Path, with_errno: bool, host: Option<u64>) -> anyhow::Result<Ebpf> {
     // 0 is no network namespace's cookie.

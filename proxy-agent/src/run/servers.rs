@@ -4,10 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use clap::ValueEnum;
 use serde_json::{Value, json};
 
-use crate::cli;
+use crate::cli::{self, Mode};
 use crate::config::Config;
 use crate::health::HealthSite;
 use crate::http::{Keeping, Site, keep};
@@ -25,8 +24,8 @@ pub(super) struct Servers {
 }
 
 impl Servers {
-    pub(super) fn new(config: &Config, telemetry: &Telemetry, recorder: &Recorder, questions: Questions) -> Self {
-        let mode = config.mode.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+    pub(super) fn new(config: &Config, mode: Mode, telemetry: &Telemetry, recorder: &Recorder, questions: Questions) -> Self {
+        let mode = mode.to_string();
         telemetry.metrics.dataplanes.is_in(&mode);
         let health = HealthSite { health: telemetry.health.clone(), metrics: telemetry.metrics.clone() };
         let configuration = configuration(config, &mode);

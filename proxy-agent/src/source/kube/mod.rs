@@ -16,6 +16,7 @@ use std::time::Duration;
 use ::kube::config::{KubeConfigOptions, Kubeconfig};
 use ::kube::{Client, Config};
 use anyhow::Context;
+use http::Request;
 use tokio::time::timeout;
 
 use self::resource::{EndpointSlices, OwnNode, ServiceCidrs, Services};
@@ -27,6 +28,9 @@ pub use events::post;
 
 /// How long Services wait for what is around them. A server that answers at all does so within milliseconds.
 const AROUND_FIRST: Duration = Duration::from_secs(60);
+
+/// How long who prepares a node waits for its Node object.
+const REACH: Duration = Duration::from_secs(30);
 
 /// How to reach the API server. The default is the ServiceAccount of the pod that the agent runs in.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -54,6 +58,30 @@ pub async fn watch(config: KubeConfig, node: Arc<str>, events: Sender, metrics: 
     };
     tokio::join!(own_node.run(), cidrs.run(), served);
     Ok(())
+}
+
+/// Waits until the API server has answered for the Node of this name, as it does for who starts to serve (CLI-05).
+///
+/// # Errors
+///
+/// The configuration cannot work, or there was no answer in [`REACH`], with the last reason.
+pub async fn reach(config: &KubeConfig, node: &str) -> anyhow::Result<()> {
+    let Link { client, server } = config.link().await?;
+    let deadline = tokio::time::Instant::now() + REACH;
+    loop {
+        let request = Request::get(format!("/api/v1/nodes/{node}")).body(Vec::new())?;
+        let answer = match tokio::time::timeout_at(deadline, client.request_text(request)).await {
+            Ok(Ok(_)) => return Ok(()),
+            // No such Node yet: the kubelet makes it.
+            Ok(Err(::kube::Error::Api(status))) => anyhow::anyhow!("{}: {}", status.code, status.message),
+            Ok(Err(error)) => error.into(),
+            Err(_) => anyhow::anyhow!("no answer"),
+        };
+        if tokio::time::Instant::now() >= deadline {
+            return Err(answer).with_context(|| format!("node {node} at {server}"));
+        }
+        tokio::time::sleep(REACH / 30).await;
+    }
 }
 
 /// A client and the server that it speaks to.

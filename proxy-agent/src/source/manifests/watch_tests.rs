@@ -1,4 +1,5 @@
 use std::collections::HashSet;
+use std::time::Duration;
 
 use proxy_core::input::Converted;
 use proxy_core::model::{Change, ObjectName};
@@ -7,6 +8,7 @@ use tokio::sync::mpsc::{Receiver, channel};
 use tokio::time::timeout;
 
 use super::*;
+use crate::bell::RESCAN;
 
 fn service(name: &str, last: u8) -> String {
     format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{clusterIP: 10.96.0.{last}, ports: [{{port: 80}}]}}\n")

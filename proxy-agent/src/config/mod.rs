@@ -1,4 +1,19 @@
 //! What an agent is to do: the configuration that flags and files come to.
+//!
+//! ```text
+//! file ─ read ─▶ KubeProxyConfiguration, ProxyAgentConfiguration ─ defaults, flags ─▶ resolve (validates) ─▶ Config
+//! ```
+
+pub mod fields;
+pub mod gates;
+pub mod go;
+pub mod kube_proxy;
+pub mod launch;
+pub mod own;
+pub mod read;
+mod reload;
+pub mod resolve;
+pub mod validate;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,13 +23,17 @@ use proxy_core::settings::Settings;
 
 use crate::bpf::BpfOptions;
 use crate::cli::Mode;
+use crate::recorder::Notice;
 use crate::source::kube::KubeConfig;
+
+pub use launch::{Launch, Loaded};
+pub use reload::Changes;
 
 /// The configuration of one run.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// How the kernel is programmed.
-    pub mode: Mode,
+    /// How the kernel is programmed; the best that this host can do if `None` ([`Mode::auto`]).
+    pub mode: Option<Mode>,
     /// What decides about packets.
     pub settings: Settings,
     /// Where Services come from.
@@ -39,6 +58,8 @@ pub struct Config {
     pub conntrack: ConntrackSettings,
     /// How the kernel treats the agent where memory runs out, -1000 to 1000 (CFG-09); `None` leaves it.
     pub oom_score_adj: Option<i32>,
+    /// What the operator is told of the configuration, to be recorded once the run starts.
+    pub notices: Vec<Notice>,
 }
 
 /// Where Services come from.

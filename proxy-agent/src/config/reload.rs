@@ -1,0 +1,60 @@
+//! The configuration file is followed (W-16): what is saved, or swapped in as kubelet does with a ConfigMap, counts without a restart.
+
+use std::path::{Path, PathBuf};
+
+use tracing::{info, warn};
+
+use super::{Launch, Loaded};
+use crate::bell::Bell;
+use crate::recorder::{Recorder, Severity};
+
+/// Where changes of the configuration come from.
+pub struct Changes {
+    launch: Launch,
+    current: Loaded,
+}
+
+impl Changes {
+    /// Changes of what was loaded.
+    pub fn new(launch: Launch, current: Loaded) -> Self {
+        Self { launch, current }
+    }
+
+    /// Waits for a configuration that is another and can be used. What cannot be used is reported, once for each content, and the one
+    /// that runs stays. Never ends without a file.
+    pub async fn next(self, recorder: Recorder) -> Loaded {
+        let Some(file) = self.launch.file.clone() else { return std::future::pending().await };
+        let folder = folder(&file);
+        let mut bell = Bell::default();
+        let mut seen: Option<Result<String, String>> = None;
+        loop {
+            bell.hang(&folder);
+            // Compared by what it says: kubelet swaps folders, editors swap files, and either may save what was there.
+            let content = std::fs::read_to_string(&file).map_err(|error| error.to_string());
+            if seen.as_ref() != Some(&content) {
+                seen = Some(content);
+                match self.launch.load() {
+                    Ok(next) => match &*self.current.changes(&next) {
+                        [] => {}
+                        paths => {
+                            info!("{}: has changed: {}; starting with it", file.display(), paths.join(", "));
+                            return next;
+                        }
+                    },
+                    Err(error) => {
+                        warn!("{}: has changed and cannot be used, so that what was there before stays: {error:#}", file.display());
+                        recorder.node(Severity::Warning, "InvalidConfiguration", format!("{error:#}"));
+                    }
+                }
+            }
+            bell.rung().await;
+        }
+    }
+}
+
+fn folder(file: &Path) -> PathBuf {
+    match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => ".".into(),
+    }
+}
