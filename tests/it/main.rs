@@ -3,6 +3,7 @@
 mod affinity;
 mod behaviours;
 mod bench;
+mod chart;
 mod coexist;
 mod drift;
 mod e2e;

@@ -25,6 +25,8 @@ struct Cli {
 enum Command {
     /// Measure our dataplanes, kube-proxy and no proxy side by side; writes docs/benchmarks.md
     Bench(bench::Args),
+    /// Check the Helm chart with every combination of its main values, against helm, a real API server and Prometheus' parser
+    Chart,
     /// Build the kernel programs into proxy-ebpf/proxy-ebpf.o, the object that the agent embeds
     Ebpf(ebpf::Args),
     /// Show the main job in a lab of network namespaces: real connections through virtual IPs, and what is programmed
@@ -44,6 +46,7 @@ enum Command {
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Bench(args) => bench::run(&args),
+        Command::Chart => lab::chart(),
         Command::Ebpf(args) => ebpf::run(&args),
         Command::Demo(args) => lab::demo(&args),
         Command::Microbench(args) => microbench::run(&args),

@@ -54,11 +54,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{/* The least rights that work, by mode; the chart's README says what each is for. */}}
 {{- define "proxy-agent.capabilities" -}}
 {{- $capabilities := list "NET_ADMIN" -}}
-{{- if include "proxy-agent.touchesPins" . -}}
-{{- $capabilities = append $capabilities "BPF" -}}
-{{- end -}}
 {{- if include "proxy-agent.usesEbpf" . -}}
-{{- $capabilities = append $capabilities "PERFMON" -}}
+{{- $capabilities = concat $capabilities (list "BPF" "PERFMON") -}}
 {{- end -}}
 {{- concat $capabilities .Values.securityContext.extraCapabilities | uniq | toJson -}}
 {{- end -}}
@@ -71,7 +68,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{/* KubeProxyConfiguration: the chart's own choices, under those of the values. */}}
 {{- define "proxy-agent.kubeProxyConfiguration" -}}
 {{- $config := dict "apiVersion" "kubeproxy.config.k8s.io/v1alpha1" "kind" "KubeProxyConfiguration" -}}
-{{- $_ := set $config "mode" (ternary "" .Values.mode (eq .Values.mode "auto")) -}}
+{{- $_ := set $config "mode" .Values.mode -}}
 {{- $_ := set $config "oomScoreAdj" (int .Values.oomScoreAdj) -}}
 {{- $port := int .Values.metrics.port -}}
 {{- $all := ternary "[::]" "0.0.0.0" (contains ":" (default "" .Values.kubeProxyConfiguration.bindAddress)) -}}
