@@ -25,6 +25,8 @@ fn the_chart_is_accepted_with_every_combination_of_values() {
     if lab::available() {
         let summary = chart::check().unwrap_or_else(|error| panic!("{error:?}"));
         assert!(summary.combinations > 100 && summary.objects > 100 && summary.refused > 10, "{summary:?}");
+        let unknown = undocumented(&summary.metrics);
+        assert!(unknown.is_empty(), "alerts or the dashboard read metrics that docs/operations.md does not have: {unknown:?}");
     }
 }
 
@@ -33,6 +35,14 @@ fn the_charts_rights_are_what_the_agent_uses() {
     if lab::available() {
         rights().unwrap_or_else(|error| panic!("{error:?}"));
     }
+}
+
+/// Those of the metrics that are neither in the list of the agent's metrics nor Prometheus' own.
+fn undocumented(metrics: &[String]) -> Vec<&String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("docs").join("operations.md");
+    let Ok(text) = fs::read_to_string(path) else { return Vec::new() };
+    let known = |name: &str| name == "up" || text.contains(&format!("`{}`", name.trim_end_matches("_bucket")));
+    metrics.iter().filter(|name| !known(name)).collect()
 }
 
 /// A right or a use of one: group, resource and verb.

@@ -13,5 +13,6 @@ mod load;
 mod loopback;
 mod node;
 mod others;
+mod privileges;
 mod scenarios;
 mod tidy;
