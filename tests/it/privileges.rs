@@ -1,15 +1,17 @@
 //! The rights that the chart gives to the agent's container: with them each mode works, and without any one of them it does not.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use proxy_tests::agent::{Agent, Mode, Source};
+use proxy_tests::agent::{Agent, DEADLINE, Mode, Source};
 use proxy_tests::chart::{Helm, Values};
-use proxy_tests::demo;
-use proxy_tests::lab::{self, Lab, LabOptions};
+use proxy_tests::expect;
+use proxy_tests::lab::{self, Lab, LabOptions, Program};
+use proxy_tests::manifest::{save, service, slice};
 use serde_json::{Value, json};
+
+/// What the agent says once it serves.
+const FIRST_SYNC: &str = "first sync";
 
 #[test]
 fn ebpf_works_with_the_charts_capabilities_and_not_with_fewer() {
@@ -29,21 +31,24 @@ fn check(mode: Mode) {
 
 fn run(mode: Mode) -> Result<()> {
     let capabilities = capabilities(mode)?;
-    let dir = tempfile::tempdir()?;
-    demo::run(mode, Some(limited(dir.path(), &capabilities)?), false).with_context(|| format!("with {capabilities:?}"))?;
     let lab = Lab::new(LabOptions::default())?;
+    let dir = tempfile::tempdir()?;
+    save(&dir.path().join("web.json"), &service("web", "10.96.0.10", 80, "TCP"))?;
+    save(&dir.path().join("slice.json"), &slice("web", "TCP", &[("10.1.1.3", true), ("10.1.2.2", true)]))?;
+    let agent = Agent::new(1, mode, Source::Manifests(dir.path().to_path_buf()))?;
     for without in &capabilities {
-        let fewer: Vec<String> = capabilities.iter().filter(|capability| *capability != without).cloned().collect();
-        let mut agent = Agent::with_program(limited(dir.path(), &fewer)?, 1, mode, Source::Manifests(dir.path().to_path_buf()));
-        // It waits for the first sync, so that who cannot write the kernel is not taken for somebody who can.
-        agent.start(&lab).with_context(|| format!("without {without}: cannot be started"))?;
-        let Err(error) = agent.running()?.wait_for_log(proxy_tests::agent::DEADLINE, "first sync") else {
+        let fewer: Vec<&String> = capabilities.iter().filter(|capability| *capability != without).collect();
+        let Err(error) = limited(&lab, &agent, &fewer)?.wait_for_log(DEADLINE, FIRST_SYNC) else {
             bail!("{mode} needs no {without}: the chart gives more than the least");
         };
         let said = format!("{error:#}");
-        ensure!(said.contains("Operation not permitted") || said.contains("EPERM") || said.contains("!root"), "without {without}: {said}");
+        ensure!(["Operation not permitted", "EPERM", "!root"].iter().any(|why| said.contains(why)), "without {without}: {said}");
     }
-    Ok(())
+    let mut running = limited(&lab, &agent, &capabilities.iter().collect::<Vec<_>>())?;
+    running.wait_for_log(DEADLINE, FIRST_SYNC)?;
+    ["a1", "node1"].into_iter().try_for_each(|from| expect::reaches(&lab, from, "10.96.0.10:80/tcp", &["b1", "a2"]))?;
+    running.stop(DEADLINE)?;
+    agent.cleanup(&lab)
 }
 
 /// The capabilities that the chart gives to the agent in a mode.
@@ -54,15 +59,12 @@ fn capabilities(mode: Mode) -> Result<Vec<String>> {
     added.context("no capabilities")?.iter().map(|name| name.as_str().map(str::to_owned).context("a name")).collect()
 }
 
-/// A program that is the agent with these capabilities alone: as root in a container, which has no others in its bounding set.
-fn limited(dir: &Path, capabilities: &[String]) -> Result<PathBuf> {
-    let agent = Agent::new(1, Mode::Nftables, Source::Manifests(dir.to_path_buf()))?;
-    let list: String = capabilities.iter().map(|name| format!(",+{}", name.to_lowercase())).collect();
-    let path = dir.join(format!("agent-with{}", list.replace([',', '+'], "-")));
-    let script = format!(
-        "#!/bin/sh\nexec setpriv --bounding-set=-all{list} --inh-caps=-all --no-new-privs '{}' \"$@\"\n",
-        agent.program().display()
-    );
-    fs::write(&path, script).and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o755))).context("a script")?;
-    Ok(path)
+/// The agent, running with these capabilities alone: as root in a container, which has no others in its bounding set.
+fn limited(lab: &Lab, agent: &Agent, capabilities: &[&String]) -> Result<Program> {
+    let whole = agent.command_to_run(lab, "info");
+    let bounding: String = capabilities.iter().map(|name| format!(",+{}", name.to_lowercase())).collect();
+    let mut command = Command::new("setpriv");
+    command.arg(format!("--bounding-set=-all{bounding}")).args(["--inh-caps=-all", "--no-new-privs"]);
+    command.arg(whole.get_program()).args(whole.get_args());
+    lab.spawn_on_node(1, command)
 }
