@@ -1,4 +1,4 @@
-//! From kube-proxy to the agent on a node that serves all the while: the real kube-proxy, with what it leaves.
+//! From kube-proxy to the agent, and back, on a node that serves all the while: the real kube-proxy, with what it leaves.
 
 use std::fs;
 use std::process::Command;
@@ -49,16 +49,21 @@ impl Rig {
         for manifest in [service("web", "10.96.0.10", 80, "TCP"), slice("web", "TCP", &[("10.1.1.3", true), ("10.1.2.2", true)])] {
             plane.kubectl(&["apply", "-f", "-"], Some(&manifest))?;
         }
-        let config = plane.path().join("kube-proxy.json");
-        let ports = free_ports(&Netns::open(lab.node(1).netns())?)?;
-        let configuration = plane.kube_proxy_config(&mode.to_string(), "node1", "10.1.0.0/16,fd00:10:1::/48", ports);
-        fs::write(&config, configuration.to_string()).with_context(|| config.display().to_string())?;
-        let mut command = Command::new(&plane.binaries().kube_proxy);
-        command.arg("--config").arg(config);
-        let kube_proxy = Some(lab.spawn_on_node(1, command)?);
-        let rig = Self { lab, plane, kube_proxy, mode };
+        let mut rig = Self { lab, plane, kube_proxy: None, mode };
+        rig.start_kube_proxy()?;
         expect::reaches(&rig.lab, "a1", WEB, &["b1", "a2"]).context("kube-proxy")?;
         Ok(rig)
+    }
+
+    fn start_kube_proxy(&mut self) -> Result<()> {
+        let config = self.plane.path().join("kube-proxy.json");
+        let ports = free_ports(&Netns::open(self.lab.node(1).netns())?)?;
+        let configuration = self.plane.kube_proxy_config(&self.mode.to_string(), "node1", "10.1.0.0/16,fd00:10:1::/48", ports);
+        fs::write(&config, configuration.to_string()).with_context(|| config.display().to_string())?;
+        let mut command = Command::new(&self.plane.binaries().kube_proxy);
+        command.arg("--config").arg(config);
+        self.kube_proxy = Some(self.lab.spawn_on_node(1, command)?);
+        Ok(())
     }
 
     fn agent(&self, args: &[&str]) -> Result<Program> {
@@ -78,6 +83,14 @@ impl Rig {
         let output = self.lab.output_on_node(1, shell)?;
         ensure!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8(output.stdout)?)
+    }
+
+    fn has_rules_of_kube_proxy(&self) -> Result<bool> {
+        let is_theirs = |line: &str| match self.mode {
+            KubeProxyMode::Nftables => line.ends_with(" kube-proxy"),
+            KubeProxyMode::Iptables => line.contains("KUBE-SERVICES"),
+        };
+        Ok(self.rules()?.lines().any(is_theirs))
     }
 
     /// Everything that there is but for our own tables, one a line: tables, chains, rules.
@@ -115,10 +128,6 @@ fn migrate(rig: &mut Rig) -> Result<()> {
     let web = Connect::new("10.96.0.10:80".parse()?, Proto::Tcp);
     let held = [rig.lab.pod("a1").hold(web.clone())?, rig.lab.host(1).hold(web.clone())?];
     let flowing = ["a1", "node1"].map(|from| rig.lab.find(from).and_then(|peer| peer.traffic(web.clone(), Duration::from_millis(1))));
-    let is_theirs = |line: &&str| match rig.mode {
-        KubeProxyMode::Nftables => line.ends_with(" kube-proxy"),
-        KubeProxyMode::Iptables => line.contains("KUBE-SERVICES"),
-    };
     // Without the flag it says what there is, and leaves it.
     let mut agent = rig.agent(&[])?;
     agent.wait_for_log(DEADLINE, "first sync")?;
@@ -130,7 +139,7 @@ fn migrate(rig: &mut Rig) -> Result<()> {
     }
     agent.stop(DEADLINE)?;
     let before = rig.rules()?;
-    ensure!(before.lines().any(|line| is_theirs(&line)), "no rules of kube-proxy:\n{before}");
+    ensure!(rig.has_rules_of_kube_proxy()?, "no rules of kube-proxy:\n{before}");
     // With it, they go, but not while kube-proxy runs.
     let mut agent = rig.agent(&["--remove-kube-proxy-rules"])?;
     agent.wait_for_log(DEADLINE, "the rules of kube-proxy stay until it has ended (pid ")?;
@@ -167,4 +176,55 @@ fn migrate(rig: &mut Rig) -> Result<()> {
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     ensure!(rig.rules()? == after, "there was nothing left to remove");
     expect::reaches(&rig.lab, "a1", WEB, &["b1", "a2"]).context("our own rules stay")
+}
+
+#[test]
+fn the_way_back_from_ebpf_loses_no_connection() {
+    goes_back(Mode::Ebpf, KubeProxyMode::Nftables);
+}
+
+#[test]
+fn the_way_back_from_nftables_loses_no_connection() {
+    goes_back(Mode::Nftables, KubeProxyMode::Iptables);
+}
+
+fn goes_back(from: Mode, to: KubeProxyMode) {
+    if lab::available() {
+        let moved = Rig::new(to).and_then(|mut rig| {
+            let result = go_back(&mut rig, from);
+            result.with_context(|| rig.rules().unwrap_or_default())
+        });
+        moved.unwrap_or_else(|error| panic!("{from} to {to}: {error:?}"));
+    }
+}
+
+/// As docs/migrate.md has it: the agent ends, kube-proxy starts, then what the agent has left goes.
+fn go_back(rig: &mut Rig, from: Mode) -> Result<()> {
+    let flags = ["--hostname-override=node1", "--remove-kube-proxy-rules"].map(str::to_owned).to_vec();
+    let mut agent = Agent::new(1, from, Source::Kubeconfig(rig.plane.kubeconfig(User::KubeProxy)))?.with_flags(flags);
+    agent.start(&rig.lab)?;
+    rig.end_kube_proxy()?;
+    agent.running()?.wait_for_log(DEADLINE, REMOVED)?;
+    ensure!(!rig.has_rules_of_kube_proxy()?, "removed, but there");
+
+    let web = Connect::new("10.96.0.10:80".parse()?, Proto::Tcp);
+    let held = [rig.lab.pod("a1").hold(web.clone())?, rig.lab.host(1).hold(web.clone())?];
+    let flowing = ["a1", "node1"].map(|from| rig.lab.find(from).and_then(|peer| peer.traffic(web.clone(), Duration::from_millis(1))));
+    agent.stop()?;
+    rig.start_kube_proxy()?;
+    // Its chains are there a moment before what they hold.
+    let theirs = || rig.sh("nft list table ip kube-proxy 2>&1 || true; iptables-save");
+    rig.lab.wait(DEADLINE, "kube-proxy to serve", || Ok(theirs()?.contains("10.96.0.10").then_some(())))?;
+    agent.cleanup(&rig.lab)?;
+    let left = agent.dump(&rig.lab)?;
+    ensure!(left.as_array().is_some_and(Vec::is_empty), "cleanup left {left:#}");
+
+    // From here on kube-proxy is who serves.
+    rig.plane.kubectl(&["apply", "-f", "-"], Some(&slice("web", "TCP", &[("10.1.1.3", true), ("10.1.2.2", true), ("10.1.2.3", true)])))?;
+    expect::reaches(&rig.lab, "a1", WEB, &["b1", "a2", "b2"])?;
+    for flowing in flowing {
+        let report = flowing?.stop()?;
+        ensure!(report.counts.failed() == 0 && report.counts.answered() > 100, "{report:?}");
+    }
+    held.iter().try_for_each(|held| held.echo()?.into_answer().map(drop)).context("a connection from before")
 }

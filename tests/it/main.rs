@@ -3,6 +3,7 @@
 mod affinity;
 mod behaviours;
 mod bench;
+mod chart;
 mod coexist;
 mod conntrack;
 mod drift;
@@ -14,5 +15,6 @@ mod load;
 mod loopback;
 mod node;
 mod others;
+mod privileges;
 mod scenarios;
 mod tidy;

@@ -2,10 +2,12 @@
 
 pub mod agent;
 pub mod bench;
+pub mod chart;
 mod child;
 pub mod controlplane;
 pub mod demo;
 pub mod expect;
+mod golang;
 pub mod lab;
 pub mod manifest;
 pub mod pod;

@@ -13,7 +13,7 @@ use proxy_tests::bench::{self, Plan, Proxy};
 use proxy_tests::lab::{self, Lab, LabOptions};
 use proxy_tests::pod::worker;
 use proxy_tests::scenario::{self, packets};
-use proxy_tests::{controlplane, demo, soak};
+use proxy_tests::{chart, controlplane, demo, soak};
 
 #[derive(Parser)]
 #[command(name = "proxy-lab", about = "Network namespaces with two nodes, pods and a client", version)]
@@ -50,8 +50,10 @@ enum Command {
         /// Which; all if none is named
         names: Vec<String>,
     },
-    /// Build the control plane of the end-to-end tests, where that has not been done
+    /// Build what the end-to-end tests run beside the agent, where that has not been done: a control plane, and helm
     Controlplane,
+    /// Check the Helm chart with every combination of its main values, against helm, an API server and Prometheus' parser
+    Chart,
     /// Measure proxies in the lab, or make a report of what was measured
     Bench {
         #[command(subcommand)]
@@ -143,7 +145,13 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Demo { mode, agent, keep } => demo::run(mode, agent, keep),
         Command::Scenarios { mode, v6, directory, names } => scenarios(mode, if v6 { Family::V6 } else { Family::V4 }, &directory, &names),
-        Command::Controlplane => controlplane::binaries().map(drop),
+        Command::Controlplane => controlplane::binaries().and_then(|_| chart::Helm::get()).map(drop),
+        Command::Chart => {
+            let summary = chart::check()?;
+            let chart::Summary { combinations, objects, refused, metrics } = &summary;
+            println!("chart: {combinations} combinations, {objects} objects accepted, {refused} values refused, {} metrics", metrics.len());
+            Ok(())
+        }
         Command::Bench { report: Some(BenchCommand::Report { file }), .. } => bench::report(&file),
         Command::Bench { report: None, args } => {
             let out = args.out.clone();

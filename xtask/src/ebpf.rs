@@ -20,7 +20,7 @@ const LINKER_VERSION: &str = "0.13.0";
 
 /// The distribution's compiler: it comes with the source of `core`, which must be built for the kernel's target, and with the
 /// LLVM that it was made with, which the linker needs.
-const RUSTC: &str = "/usr/bin/rustc";
+pub(crate) const RUSTC: &str = "/usr/bin/rustc";
 const LLVM: &str = "/usr/lib/llvm-22";
 const PACKAGES: [Package; 5] = [
     Package { name: "rustc-web", why: "the compiler of the kernel programs" },
@@ -113,13 +113,20 @@ fn build(root: &Path, linker: &Path) -> Result<PathBuf> {
 
 /// The compiler's flags: BTF, and no trace of this machine's folders.
 fn rustflags(root: &Path) -> Result<Vec<String>> {
-    let sysroot = output(Command::new(RUSTC).args(["--print", "sysroot"]))?;
-    let library = Path::new(sysroot.trim()).join("lib/rustlib/src/rust");
     let mut flags = vec![
         // Registers of traced functions differ by architecture; no program here reads them, so one object serves all.
         "--cfg=bpf_target_arch=\"x86_64\"".to_owned(),
         "-Clink-arg=--btf".to_owned(),
     ];
+    flags.extend(without_paths(root, RUSTC)?);
+    Ok(flags)
+}
+
+/// Flags that keep this machine's folders out of what `rustc` compiles.
+pub(crate) fn without_paths(root: &Path, rustc: &str) -> Result<Vec<String>> {
+    let sysroot = output(Command::new(rustc).current_dir(root).args(["--print", "sysroot"]))?;
+    let library = Path::new(sysroot.trim()).join("lib/rustlib/src/rust");
+    let mut flags = Vec::new();
     let mut folders = vec![(root.to_path_buf(), "proxy-agent"), (cargo_home()?, "cargo"), (library, "rust")];
     // A registry's folder is named after the registry, which may be a mirror. Of several prefixes that fit, the last counts.
     let registries = fs::read_dir(cargo_home()?.join("registry/src")).into_iter().flatten().flatten();

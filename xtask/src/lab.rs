@@ -75,12 +75,18 @@ pub(crate) fn demo(args: &DemoArgs) -> Result<()> {
     run::run(&mut lab)
 }
 
+/// Checks the Helm chart.
+pub(crate) fn chart() -> Result<()> {
+    build(DEBUG)?;
+    run::run(Command::new(built(DEBUG, "proxy-lab")).arg("chart"))
+}
+
 /// Runs all tests, those without needs first, and sums up.
 pub(crate) fn test(args: &TestArgs) -> Result<()> {
     let start = Instant::now();
     build(DEBUG)?;
     if args.filter.is_none() {
-        eprintln!("Looking for the control plane of the end-to-end tests");
+        eprintln!("Looking for what the end-to-end tests run: a control plane, and helm");
         run::run(Command::new(built(DEBUG, "proxy-lab")).arg("controlplane"))?;
     }
     let mut sum = Sum::default();

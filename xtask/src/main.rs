@@ -1,7 +1,9 @@
 //! Developer commands of proxy-agent: `cargo xtask <command>`.
 
+mod apt;
 mod bench;
 mod ebpf;
+mod image;
 mod lab;
 mod microbench;
 mod packages;
@@ -25,8 +27,12 @@ struct Cli {
 enum Command {
     /// Measure our dataplanes, kube-proxy and no proxy side by side; writes docs/benchmarks.md
     Bench(bench::Args),
+    /// Check the Helm chart with every combination of its main values, against helm, a real API server and Prometheus' parser
+    Chart,
     /// Build the kernel programs into proxy-ebpf/proxy-ebpf.o, the object that the agent embeds
     Ebpf(ebpf::Args),
+    /// Make the container image, an OCI layout, for amd64 and arm64, without a container engine
+    Image(image::Args),
     /// Show the main job in a lab of network namespaces: real connections through virtual IPs, and what is programmed
     Demo(lab::DemoArgs),
     /// Count what core's decisions cost, and compare with the baseline
@@ -44,7 +50,9 @@ enum Command {
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Bench(args) => bench::run(&args),
+        Command::Chart => lab::chart(),
         Command::Ebpf(args) => ebpf::run(&args),
+        Command::Image(args) => image::run(&args),
         Command::Demo(args) => lab::demo(&args),
         Command::Microbench(args) => microbench::run(&args),
         Command::Packages => lab::packages(),

@@ -1,7 +1,6 @@
 //! The demo and scenarios on other kernels than this machine's, in virtual machines, so that no program and no rule is ever written
 //! that only the newest kernel takes.
 
-mod apt;
 mod cpio;
 mod initramfs;
 mod kernel;

@@ -8,8 +8,9 @@ use anyhow::{Context, Result};
 
 use super::plan::Plan;
 use super::rig::{NODE, PROBE_SLICE, endpoint};
-use crate::controlplane::binaries::{binaries, cache_dir, lock};
+use crate::controlplane::binaries::binaries;
 use crate::controlplane::{ControlPlane, Options};
+use crate::golang::{cache_dir, lock};
 use crate::lab::Lab;
 
 /// How long the API server may take to serve.

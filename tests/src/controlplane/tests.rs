@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
-use super::binaries::parse_version;
 use super::{ControlPlane, Options, User, bind_address, first_of, url};
+use crate::golang::parse_version;
 
 const READY: Duration = Duration::from_secs(60);
 

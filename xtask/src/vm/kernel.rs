@@ -7,7 +7,7 @@ use std::process::{self, Command};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::apt::{Apt, Offer};
+use crate::apt::{Apt, Offer};
 use crate::run::output;
 
 /// A series of kernels, and the Debian release that has it.

@@ -1,5 +1,5 @@
 //! Debian packages that are fetched and unpacked, not installed: from the machine's own package sources, or from the same places
-//! in another suite. The machine's configuration stays as it is, and every file is verified as apt always does.
+//! in another suite or for another architecture. The machine's configuration stays as it is, and every file is verified as apt always does.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -16,27 +16,37 @@ use crate::run::{capture, output};
 const SOURCES: &str = "/etc/apt";
 
 /// A set of package sources.
-pub(super) struct Apt {
+pub(crate) struct Apt {
     options: Vec<OsString>,
 }
 
 /// A package that can be had.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Offer {
-    pub(super) name: String,
-    pub(super) version: String,
+pub(crate) struct Offer {
+    pub(crate) name: String,
+    pub(crate) version: String,
 }
 
 impl Apt {
     /// What the machine is configured for, as far as its lists are up to date.
-    pub(super) fn configured() -> Self {
+    pub(crate) fn configured() -> Self {
         Self { options: Vec::new() }
     }
 
     /// The machine's Debian sources with another suite in place of its own. Lists and sources are kept in `folder`.
-    pub(super) fn of_suite(suite: &str, folder: &Path) -> Result<Self> {
+    pub(crate) fn of_suite(suite: &str, folder: &Path) -> Result<Self> {
+        Self::derived(Some(suite), None, folder)
+    }
+
+    /// The machine's Debian sources for an architecture, by Debian's name. Lists and sources are kept in `folder`.
+    pub(crate) fn of_architecture(architecture: &str, folder: &Path) -> Result<Self> {
+        Self::derived(None, Some(architecture), folder)
+    }
+
+    fn derived(suite: Option<&str>, architecture: Option<&str>, folder: &Path) -> Result<Self> {
         let own = codename(&fs::read_to_string("/etc/os-release").context("/etc/os-release")?);
-        let own = own.with_context(|| format!("this is {}, whose package sources have no kernels of Debian's", system()))?;
+        let own = own.with_context(|| format!("this is {}, whose package sources have no packages of Debian's", system()))?;
+        let suite = suite.unwrap_or(&own);
         let sources = folder.join("sources");
         for name in ["sources", "lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(folder.join(name)).with_context(|| folder.display().to_string())?;
@@ -53,7 +63,7 @@ impl Apt {
         ensure!(found, "no package source of {own} is configured in {SOURCES}, so there is none to derive {suite}'s from");
         let option = |name: &str, value: &Path| ["-o".into(), format!("{name}={}", value.display()).into()];
         let nothing = Path::new("/dev/null");
-        let options = [
+        let mut options = vec![
             option("Dir::Etc::SourceList", nothing),
             option("Dir::Etc::SourceParts", &sources),
             // The machine's preferences may keep a foreign suite out; nothing of it is installed here.
@@ -62,13 +72,27 @@ impl Apt {
             option("Dir::State::Lists", &folder.join("lists")),
             option("Dir::Cache", &folder.join("cache")),
         ];
+        if let Some(architecture) = architecture {
+            let architecture = Path::new(architecture);
+            options.extend([option("APT::Architecture", architecture), option("APT::Architectures", architecture)]);
+            // What is installed here is of another architecture, and says nothing about what can be had.
+            options.push(option("Dir::State::Status", nothing));
+        }
         let apt = Self { options: options.concat() };
         output(apt.command("apt-get").args(["-qq", "update"])).with_context(|| format!("the package lists of {suite}"))?;
         Ok(apt)
     }
 
+    /// The newest version of each of these packages.
+    pub(crate) fn offers(&self, names: &[&str]) -> Result<Vec<Offer>> {
+        let shown = output(self.command("apt-cache").args(["show", "--no-all-versions"]).args(names))?;
+        let found = offers(&shown);
+        let offer = |name: &&str| found.iter().find(|offer| offer.name == **name).cloned();
+        names.iter().map(|name| offer(name).with_context(|| format!("the package sources offer no {name}"))).collect()
+    }
+
     /// The newest package whose name fits a pattern.
-    pub(super) fn newest(&self, pattern: &str) -> Result<Option<Offer>> {
+    pub(crate) fn newest(&self, pattern: &str) -> Result<Option<Offer>> {
         let found = output(self.command("apt-cache").args(["search", "--names-only", pattern]))?;
         let names: Vec<&str> = found.lines().filter_map(|line| line.split(' ').next()).collect();
         if names.is_empty() {
@@ -89,7 +113,7 @@ impl Apt {
     }
 
     /// Fetches a package and unpacks it into a folder.
-    pub(super) fn unpack(&self, offer: &Offer, folder: &Path) -> Result<()> {
+    pub(crate) fn unpack(&self, offer: &Offer, folder: &Path) -> Result<()> {
         fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         let wanted = format!("{}={}", offer.name, offer.version);
         // As the user that runs this: the folder is nobody else's to write.
