@@ -5,30 +5,35 @@
 
 mod accounts;
 mod drift;
+mod pace;
+mod reporter;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use proxy_core::cluster::Kind;
 use proxy_core::forward::Forwarding;
-use proxy_core::input::{Converted, Problem};
-use proxy_core::model::{Change, Family, ObjectName};
+use proxy_core::input::Converted;
+use proxy_core::model::{Family, ObjectName};
 use proxy_core::settings::Settings;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::{Instant, sleep_until};
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use crate::dataplane::Alarm;
 use crate::programmed::{Asked, Programmed, Question, Questions};
 use crate::programmer::{Programmer, Round};
+use crate::recorder::Severity;
 use crate::source::Event;
 use crate::telemetry::Telemetry;
 use accounts::{Accounts, counted};
 pub use drift::Repairs;
 use drift::Watch;
+use pace::Pace;
+use reporter::Reporter;
 
 /// How long packets may still be on their way through what went out of use: they pass in microseconds.
 const SWEEP_AFTER: Duration = Duration::from_secs(1);
@@ -62,6 +67,7 @@ pub struct Agent {
     followed: Option<u64>,
     accounts: Accounts,
     questions: Asked,
+    pace: Pace,
 }
 
 /// One dataplane, and when to come back to it.
@@ -83,12 +89,12 @@ impl Agent {
     /// Dataplanes fail and recover independently of each other. The alarm is the one that they ring.
     pub fn new(settings: Settings, programmers: Vec<Box<dyn Programmer>>, alarm: Alarm, telemetry: Telemetry) -> Self {
         let slot = |mut programmer: Box<dyn Programmer>| {
-            programmer.measured_by(telemetry.metrics.dataplanes.measured(programmer.name()));
+            programmer.told_to(&telemetry);
             let telemetry = telemetry.clone();
             Slot { programmer, sweep: None, retry: None, pause: RETRY.0, down: false, watch: Watch::default(), telemetry }
         };
         Self {
-            reporter: Reporter::new(&settings.node),
+            reporter: Reporter::new(&settings.node, telemetry.recorder.clone()),
             forwarding: Forwarding::new(settings),
             programmers: programmers.into_iter().map(slot).collect(),
             listed: BTreeSet::new(),
@@ -102,12 +108,18 @@ impl Agent {
             accounts: Accounts::new(telemetry),
             // Nobody asks.
             questions: Questions::new().1,
+            pace: Pace::default(),
         }
     }
 
     /// Answers questions about Services.
     pub fn asked_by(&mut self, questions: Asked) {
         self.questions = questions;
+    }
+
+    /// Leaves at least so much time from the end of one sync to the next.
+    pub fn paced(&mut self, least: Duration) {
+        self.pace = Pace::new(least);
     }
 
     /// Has something done as soon as everything that is wanted is in place, in all dataplanes.
@@ -129,7 +141,8 @@ impl Agent {
     pub async fn run(mut self, mut events: Receiver<Event>) {
         let mut batch = Vec::with_capacity(AT_ONCE);
         loop {
-            let due = self.programmers.iter().flat_map(|p| [p.retry, p.sweep.map(|(at, _)| at), p.watch.due()]).flatten().min();
+            let due = self.programmers.iter().flat_map(|p| [p.retry, p.sweep.map(|(at, _)| at), p.watch.due()]);
+            let due = due.chain([self.pace.due()]).flatten().min();
             let timer = async {
                 match due {
                     Some(at) => sleep_until(at).await,
@@ -138,13 +151,16 @@ impl Agent {
             };
             tokio::select! {
                 count = events.recv_many(&mut batch, AT_ONCE) => {
-                    if count == 0 {
-                        return;
-                    }
                     for event in batch.drain(..) {
                         self.take(event);
                     }
-                    self.sync();
+                    // What waits at the end does not wait any longer.
+                    if count == 0 || self.pace.may_sync(Instant::now()) {
+                        self.sync();
+                    }
+                    if count == 0 {
+                        return;
+                    }
                 }
                 () = self.alarm.notified() => self.hear(Instant::now()),
                 () = timer => self.come_back(Instant::now()),
@@ -214,6 +230,7 @@ impl Agent {
             }
         }
         self.accounts.took(durations, before.is_none());
+        self.pace.synced(Instant::now());
         if !self.followers.is_empty() {
             self.unfollowed.extend(touched.iter().cloned());
         }
@@ -270,6 +287,9 @@ impl Agent {
 
     /// Does what its time has come for.
     fn come_back(&mut self, now: Instant) {
+        if self.pace.due().is_some_and(|at| at <= now) {
+            self.sync();
+        }
         for slot in &mut self.programmers {
             if slot.watch.take(now) {
                 slot.verify(&self.forwarding, &self.repairs, now);
@@ -340,6 +360,10 @@ impl Slot {
 
     fn failed(&mut self, error: &anyhow::Error) {
         error!(dataplane = self.programmer.name(), "{error:#}; trying again in {:?}", self.pause);
+        if !self.down {
+            let note = format!("{}: {error:#}; it is tried again", self.programmer.name());
+            self.telemetry.recorder.node(Severity::Warning, "SyncFailed", note);
+        }
         self.is_down(true);
         // The next start counts rounds anew.
         self.sweep = None;
@@ -354,55 +378,5 @@ impl Slot {
     fn try_again(&mut self) {
         self.retry = Some(Instant::now() + self.pause);
         self.pause = (self.pause * 2).min(RETRY.1);
-    }
-}
-
-/// Says what cannot be used in an object, once for as long as it stays.
-struct Reporter {
-    /// What the agent's own Node is called in problems.
-    node: String,
-    known: HashMap<String, Vec<Problem>>,
-    conflicts: HashMap<ObjectName, Vec<String>>,
-}
-
-impl Reporter {
-    fn new(node: &str) -> Self {
-        Self { node: format!("node {node}"), known: HashMap::new(), conflicts: HashMap::new() }
-    }
-
-    fn report(&mut self, change: Option<&Change>, problems: Vec<Problem>) {
-        let Some(object) = problems.first().map(|problem| problem.object.clone()) else {
-            if self.known.is_empty() {
-                return;
-            }
-            let object = match change {
-                Some(Change::Service(name, _)) => format!("service {name}"),
-                Some(Change::Slice(name, _)) => format!("endpointslice {name}"),
-                Some(Change::Node(_)) => self.node.clone(),
-                Some(Change::ServiceCidr(name, _)) => format!("servicecidr {name}"),
-                Some(Change::HostAddresses(_)) | None => return,
-            };
-            if self.known.remove(&object).is_some() {
-                info!("{object}: can be used in full again, or is gone");
-            }
-            return;
-        };
-        let known = self.known.entry(object).or_default();
-        for problem in problems.iter().filter(|problem| !known.contains(problem)) {
-            warn!("{problem}");
-        }
-        *known = problems;
-    }
-
-    fn conflicts(&mut self, name: &ObjectName, forwarding: &Forwarding) {
-        let conflicts = forwarding.conflicts(name).into_iter();
-        let found: Vec<String> = conflicts.map(|(frontend, winner)| format!("{frontend} is served for service {winner}")).collect();
-        let known = self.conflicts.remove(name).unwrap_or_default();
-        for text in found.iter().filter(|text| !known.contains(text)) {
-            warn!("service {name}: {text}; change one of the two");
-        }
-        if !found.is_empty() {
-            self.conflicts.insert(name.clone(), found);
-        }
     }
 }

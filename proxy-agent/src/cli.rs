@@ -58,19 +58,6 @@ pub enum Mode {
     Nftables,
 }
 
-impl Mode {
-    /// eBPF if this host can load and attach the programs, else nftables.
-    pub fn auto(bpf: &BpfOptions) -> Self {
-        match BpfMaps::try_out(bpf) {
-            Ok(()) => Self::Ebpf,
-            Err(reason) => {
-                tracing::warn!("mode auto: nftables, since eBPF cannot be used here: {reason:#}");
-                Self::Nftables
-            }
-        }
-    }
-}
-
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -17,10 +17,20 @@ use crate::cli::Mode;
 use crate::dataplane::{Alarm, Dataplane};
 use crate::nft::{self, Monitor, NftTable};
 use crate::programmer::{Programmed, Programmer};
+use crate::recorder::{Recorder, Severity};
 
 /// How long sockets that eBPF has translated get their replies translated after it is out of use. A UDP socket that was silent for
 /// as long has lost its flow anyway; of others only getpeername() shows the backend then.
 const DRAIN: Duration = Duration::from_secs(600);
+
+/// The best mode that this host can run: eBPF if it can load the programs, else nftables, and says so.
+pub fn choose(bpf: &BpfOptions, recorder: &Recorder) -> Mode {
+    let Err(reason) = BpfMaps::try_out(bpf) else { return Mode::Ebpf };
+    let text = format!("mode auto: nftables, since eBPF cannot be used here: {reason:#}");
+    warn!("{text}");
+    recorder.node(Severity::Warning, "ModeFallback", text);
+    Mode::Nftables
+}
 
 /// The dataplanes of a mode, ready to be programmed. To be called in a runtime: they ring the alarm.
 ///

@@ -14,6 +14,8 @@ use tracing::{debug, error, info, trace, warn};
 
 use crate::dataplane::{Dataplane, Disturbance, DisturbanceOf, Refused};
 use crate::metrics::Measured;
+use crate::recorder::{Recorder, Severity};
+use crate::telemetry::Telemetry;
 
 /// So many Services are taken in and committed at once at the start: what is on its way to the kernel takes memory, and the first
 /// ones need not wait for the last.
@@ -61,8 +63,8 @@ pub trait Programmer: Send {
     /// Whether it has frontends of this family.
     fn serves(&self, family: Family) -> bool;
 
-    /// Has what it does counted.
-    fn measured_by(&mut self, measured: Measured);
+    /// Has what it does counted and recorded.
+    fn told_to(&mut self, telemetry: &Telemetry);
 
     /// The objects of a Service that the kernel refuses.
     fn refused_of(&self, name: &ObjectName) -> Vec<String>;
@@ -93,6 +95,7 @@ pub struct Programmed<D: Dataplane> {
     /// What a start writes.
     written: Listed,
     measured: Option<Measured>,
+    recorder: Option<Recorder>,
 }
 
 /// Objects, of which the first are named.
@@ -128,6 +131,7 @@ impl<D: Dataplane> Programmed<D> {
             disturbance: None,
             written: Listed::default(),
             measured: None,
+            recorder: None,
         }
     }
 
@@ -224,7 +228,12 @@ impl<D: Dataplane> Programmed<D> {
         let fresh: Vec<_> = refused.into_iter().filter(|(key, why)| self.reported.get(key) != Some(why)).collect();
         let detailed = DETAILED.saturating_sub(self.reported.len()).min(fresh.len());
         for (key, why) in &fresh[..detailed] {
-            let owners: Vec<String> = plan.owners_of(key).into_iter().map(ToString::to_string).collect();
+            let owners = plan.owners_of(key);
+            if let Some(recorder) = &self.recorder {
+                let note = format!("{}: the kernel refuses {key}: {why}; it is tried again", self.name);
+                owners.iter().for_each(|name| recorder.service(name, Severity::Warning, "ObjectRefused", note.clone()));
+            }
+            let owners: Vec<String> = owners.into_iter().map(ToString::to_string).collect();
             error!(dataplane = %self.name, object = %key, services = %owners.join(", "), "the kernel refuses it: {why}; it is tried again");
         }
         if fresh.len() > detailed {
@@ -282,11 +291,13 @@ impl<D: Dataplane> Programmer for Programmed<D> {
         self.lowering.serves(family)
     }
 
-    fn measured_by(&mut self, measured: Measured) {
+    fn told_to(&mut self, telemetry: &Telemetry) {
+        let measured = telemetry.metrics.dataplanes.measured(&self.name);
         for (kind, capacity) in self.dataplane.capacities() {
             measured.has_room(kind, capacity);
         }
         self.measured = Some(measured);
+        self.recorder = Some(telemetry.recorder.clone());
     }
 
     fn refused_of(&self, name: &ObjectName) -> Vec<String> {
@@ -339,6 +350,10 @@ impl<D: Dataplane> Programmer for Programmed<D> {
         } else {
             let first = broken.first.join(", ");
             warn!(dataplane = %self.name, by, objects = broken.count, first, "somebody else changed what is programmed: it is repaired");
+            if let Some(recorder) = &self.recorder {
+                let note = format!("{}: {by} changed what is programmed: {} objects are repaired: {first}", self.name, broken.count);
+                recorder.node(Severity::Warning, "RulesRepaired", note);
+            }
         }
         Ok(Repair { objects: broken.count, round: self.round(refused_before)? })
     }

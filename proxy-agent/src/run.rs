@@ -13,7 +13,6 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::agent::Agent;
-use crate::cli::Mode;
 use crate::config::{Changes, Config, ConntrackSettings, Loaded, Source};
 use crate::conntrack::{Cleaned, Cleaner};
 use crate::dataplane::Alarm;
@@ -46,8 +45,8 @@ pub async fn run(config: Config, changes: Changes) -> anyhow::Result<Ending> {
     let mut stop = Stop::new()?;
     let (node, kube) = (config.settings.node.clone(), config.source.kube().cloned());
     // HC-01, HC-02: files may name no Node, and nobody takes it away then.
-    let telemetry = Telemetry::new(config.sync_period * 2, kube.is_none());
-    let (recorder, notices) = Recorder::new(telemetry.metrics.clone());
+    let (telemetry, notices) = Telemetry::new(config.sync_period * 2, kube.is_none());
+    let recorder = telemetry.recorder.clone();
     let mut parts = JoinSet::new();
     if let Some(kube) = kube {
         let node = node.clone();
@@ -60,7 +59,7 @@ pub async fn run(config: Config, changes: Changes) -> anyhow::Result<Ending> {
         lead = lead::take(&recorder) => lead?,
         () = stop.asked() => return Ok(Ending::Stopped),
     };
-    let mode = config.mode.unwrap_or_else(|| Mode::auto(&config.bpf));
+    let mode = config.mode.unwrap_or_else(|| modes::choose(&config.bpf, &recorder));
     info!(%mode, "serving");
     let (questions, asked) = Questions::new();
     parts.spawn(Servers::new(&config, mode, &telemetry, &recorder, questions).run());
@@ -78,6 +77,7 @@ pub async fn run(config: Config, changes: Changes) -> anyhow::Result<Ending> {
     let programmers = modes::programmers(mode, config.bpf.clone(), &config.settings, &alarm)?;
     let mut agent = Agent::new(config.settings, programmers, alarm, telemetry.clone());
     agent.asked_by(asked);
+    agent.paced(config.min_sync_period);
     agent.followed_by(ServiceHealth::new(telemetry.health, recorder.clone()));
     let metrics = telemetry.metrics;
     let report = move |Cleaned { family, deleted, duration }| metrics.conntrack.observe(duration, family, deleted);

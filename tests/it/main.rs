@@ -8,6 +8,7 @@ mod coexist;
 mod conntrack;
 mod drift;
 mod e2e;
+mod endure;
 mod handover;
 mod kubeproxy;
 mod listing;

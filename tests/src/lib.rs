@@ -6,6 +6,7 @@ pub mod chart;
 mod child;
 pub mod controlplane;
 pub mod demo;
+pub mod endure;
 pub mod expect;
 mod golang;
 pub mod lab;

@@ -13,7 +13,7 @@ use proxy_tests::bench::{self, Plan, Proxy};
 use proxy_tests::lab::{self, Lab, LabOptions};
 use proxy_tests::pod::worker;
 use proxy_tests::scenario::{self, packets};
-use proxy_tests::{chart, controlplane, demo, soak};
+use proxy_tests::{chart, controlplane, demo, endure, soak};
 
 #[derive(Parser)]
 #[command(name = "proxy-lab", about = "Network namespaces with two nodes, pods and a client", version)]
@@ -69,6 +69,28 @@ enum Command {
         /// New connections a second, as far as the machine can
         #[arg(long, default_value_t = 10_000)]
         rate: u64,
+        /// What the random choices are made from
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Run the agent beside an API server whose objects change all the time, among faults; fails if it grows, misses a change or loses
+    /// a connection
+    Endure {
+        /// How long
+        #[arg(long, default_value_t = 60)]
+        minutes: u64,
+        /// ebpf or nftables
+        #[arg(long, default_value = "ebpf")]
+        mode: Mode,
+        /// Services
+        #[arg(long, default_value_t = 1000)]
+        services: usize,
+        /// Changes a second
+        #[arg(long, default_value_t = 10)]
+        rate: u64,
+        /// Seconds from one fault to the next
+        #[arg(long, default_value_t = 20)]
+        faults: u64,
         /// What the random choices are made from
         #[arg(long, default_value_t = 1)]
         seed: u64,
@@ -162,6 +184,12 @@ fn main() -> anyhow::Result<()> {
         Command::Soak { minutes, rate, seed } => {
             let limit = soak::Limit::Time(Duration::from_secs(60 * minutes));
             let report = soak::run(&soak::Plan { rate, limit, seed })?;
+            println!("{report}");
+            report.verdict()
+        }
+        Command::Endure { minutes, mode, services, rate, faults, seed } => {
+            let (time, faults) = (Duration::from_secs(minutes * 60), Duration::from_secs(faults));
+            let report = endure::run(&endure::Plan { mode, services, rate, time, faults, seed })?;
             println!("{report}");
             report.verdict()
         }

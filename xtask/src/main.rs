@@ -41,6 +41,8 @@ enum Command {
     Packages,
     /// Change Services at random under many new connections, on nftables: none may be refused, lost or sent to who is gone
     Soak(soak::Args),
+    /// Run the agent for an hour beside an API server whose objects change all the time, among faults
+    Endure(soak::Args),
     /// Run all tests
     Test(lab::TestArgs),
     /// Run the demo and scenarios in virtual machines with the kernels of Debian's releases
@@ -56,7 +58,8 @@ fn main() -> Result<()> {
         Command::Demo(args) => lab::demo(&args),
         Command::Microbench(args) => microbench::run(&args),
         Command::Packages => lab::packages(),
-        Command::Soak(args) => soak::run(&args),
+        Command::Endure(args) => soak::run("endure", &args),
+        Command::Soak(args) => soak::run("soak", &args),
         Command::Test(args) => lab::test(&args),
         Command::Vm(args) => vm::run(&args),
     }

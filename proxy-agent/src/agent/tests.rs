@@ -89,6 +89,11 @@ struct Rig {
 
 impl Rig {
     fn start(count: usize) -> Self {
+        Self::paced(count, Duration::ZERO)
+    }
+
+    /// With so much time between syncs.
+    fn paced(count: usize, least: Duration) -> Self {
         let kernels: Vec<Fake> = (0..count).map(|_| Fake::default()).collect();
         let settings = Settings { node: "node1".into(), node_ports: NodePortAddresses::parse([]).expect("valid"), ..Settings::default() };
         let programmers = kernels
@@ -96,7 +101,9 @@ impl Rig {
             .map(|kernel| Box::new(Programmed::new("fake", kernel.clone(), Nft::new(Family::V4, &settings))) as Box<dyn Programmer>);
         let (events, receiver) = channel(64);
         let alarm = Alarm::default();
-        let agent = Agent::new(settings.clone(), programmers.collect(), Arc::clone(&alarm), Telemetry::new(Duration::from_secs(60), false));
+        let mut agent =
+            Agent::new(settings.clone(), programmers.collect(), Arc::clone(&alarm), Telemetry::new(Duration::from_secs(60), false).0);
+        agent.paced(least);
         let repairs = agent.repairs();
         tokio::spawn(agent.run(receiver));
         Self { events, kernels, alarm, repairs }
@@ -488,7 +495,7 @@ fn a_problem_is_said_once_for_as_long_as_it_stays() {
     let good = json!({"metadata": {"name": "web"}, "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}});
     let good = convert_service(&serde_json::from_value(good).expect("a Service"));
     tracing::subscriber::with_default(subscriber, || {
-        let mut reporter = Reporter::new("node1");
+        let mut reporter = Reporter::new("node1", Telemetry::new(Duration::from_secs(60), false).0.recorder);
         for converted in [&bad, &bad, &good, &good, &bad] {
             reporter.report(converted.change.as_ref(), converted.problems.clone());
         }
@@ -513,7 +520,7 @@ fn problems_of_what_is_around_the_services_are_said_and_unsaid() {
         convert_service_cidr(&serde_json::from_value(object).expect("a ServiceCIDR"))
     };
     tracing::subscriber::with_default(subscriber, || {
-        let mut reporter = Reporter::new("node1");
+        let mut reporter = Reporter::new("node1", Telemetry::new(Duration::from_secs(60), false).0.recorder);
         for converted in [node("10.1.0.0"), ranges("10.96"), node("10.1.0.0/24"), ranges("10.96.0.0/16")] {
             reporter.report(converted.change.as_ref(), converted.problems);
         }
@@ -526,6 +533,28 @@ fn problems_of_what_is_around_the_services_are_said_and_unsaid() {
             "{text}"
         );
     }
+}
+
+/// SYNC-03
+#[tokio::test(start_paused = true)]
+async fn changes_wait_for_their_time_together_and_not_longer_than_to_the_end() {
+    let rig = Rig::paced(1, Duration::from_secs(10));
+    rig.fill().await;
+    assert_eq!(rig.kernels[0].written(), full(), "the first sync waits for nothing");
+    rig.kernels[0].with(|k| k.commits.clear());
+    for ip in ["10.96.0.3", "10.96.0.4"] {
+        rig.service(ip, ip).await;
+        settle().await;
+    }
+    assert_eq!(rig.kernels[0].with(|k| k.commits.len()), 0, "before the time");
+    pass(Duration::from_secs(10)).await;
+    assert_eq!(rig.kernels[0].with(|k| k.commits.len()), 1, "both at once");
+    rig.service("last", "10.96.0.5").await;
+    settle().await;
+    let kernel = rig.kernels[0].clone();
+    drop(rig);
+    settle().await;
+    assert!(kernel.written().contains("refused { 10.96.0.5 . tcp . 80 }"), "{:#?}", kernel.written());
 }
 
 /// Collects log lines.

@@ -32,7 +32,7 @@ pub use reload::Changes;
 /// The configuration of one run.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// How the kernel is programmed; the best that this host can do if `None` ([`Mode::auto`]).
+    /// How the kernel is programmed; the best that this host can do if `None` ([`choose`](crate::modes::choose)).
     pub mode: Option<Mode>,
     /// What decides about packets.
     pub settings: Settings,

@@ -67,6 +67,18 @@ impl Api {
         exchange().with_context(|| format!("{method} {path}"))
     }
 
+    /// Makes the storage forget all but the present: who would go on watching from the past has to list anew.
+    pub fn compact(&self) -> Result<()> {
+        let etcd = |path: &str, body: &Value| {
+            let stream = self.netns.connect(self.etcd_port)?;
+            stream.set_read_timeout(Some(TIMEOUT))?;
+            exchange(stream, "POST", path, Some(body)).and_then(|answer| answer.accepted("etcd")).with_context(|| path.to_owned())
+        };
+        let any = etcd("/v3/kv/range", &json!({"key": BASE64.encode("/registry"), "limit": 1}))?;
+        let revision = any.pointer("/header/revision").context("etcd does not say its revision")?;
+        etcd("/v3/kv/compaction", &json!({"revision": revision, "physical": true})).map(drop)
+    }
+
     /// Writes an object, which must have its `apiVersion` and `kind`, into the API server's storage, at a key such as
     /// `/registry/services/specs/default/web`. The API server looks at it no closer than it must to serve it.
     pub fn store(&self, key: &str, object: &Value) -> Result<()> {
