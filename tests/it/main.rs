@@ -13,4 +13,5 @@ mod loopback;
 mod node;
 mod others;
 mod scenarios;
+mod serve;
 mod tidy;

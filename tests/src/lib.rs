@@ -6,6 +6,7 @@ mod child;
 pub mod controlplane;
 pub mod demo;
 pub mod expect;
+pub mod http;
 pub mod lab;
 pub mod manifest;
 pub mod pod;
