@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 use crate::dataplane::Alarm;
-use crate::programmed::{Asked, Programmed, Question, Questions};
+use crate::programmed::{Asked, Question, Questions, ServiceStatus};
 use crate::programmer::{Programmer, Round};
 use crate::source::Event;
 use crate::telemetry::Telemetry;
@@ -249,7 +249,7 @@ impl Agent {
         let known = self.forwarding.serves(name);
         let is_written = self.synced.is_some() && !self.programmers.iter().any(|slot| slot.down);
         let version = |kind| self.accounts.versions.programmed(kind).cloned();
-        let answer = Programmed {
+        let answer = ServiceStatus {
             known,
             programmed: known && is_written && refused.is_empty(),
             services_resource_version: version(Kind::Service),

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::*;
 use crate::http::{Asked, Site};
-use crate::programmed::{Programmed, Questions};
+use crate::programmed::{Questions, ServiceStatus};
 
 /// docs/operations.md
 const DOCS: &str = include_str!("../../../docs/operations.md");
@@ -168,7 +168,7 @@ async fn whether_a_service_is_programmed_is_asked_of_the_loop() -> Result<()> {
     let answering = tokio::spawn(async move {
         let question = asked.recv().await.context("a question")?;
         let name = question.service().to_string();
-        question.answer(Programmed { known: true, slices_resource_version: Some("7".into()), ..Programmed::default() });
+        question.answer(ServiceStatus { known: true, slices_resource_version: Some("7".into()), ..ServiceStatus::default() });
         anyhow::Ok(name)
     });
     let (status, text) = ask(&site, Method::GET, "/programmed?service=default%2Fweb", "").await;
