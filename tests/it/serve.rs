@@ -2,6 +2,7 @@
 //! states of the same cluster.
 
 mod metrics;
+mod own;
 mod proxy;
 mod stale;
 

@@ -25,11 +25,11 @@ fn every_name_of_kube_proxys_metrics_is_there_or_listed_with_its_reason() {
 fn compared() -> Result<()> {
     let mut rig = Rig::new()?;
     let mut theirs = Shape::new();
-    let mut pages = BTreeMap::new();
+    let (mut pages, mut short) = (BTreeMap::new(), Vec::new());
     for mode in [KubeProxyMode::Iptables, KubeProxyMode::Nftables] {
         rig.start(Proxy::Theirs(mode))?;
         theirs.extend(rig.measured().with_context(|| rig.tail())?);
-        pages = rig.pages()?;
+        (pages, short) = (rig.pages()?, rig.short().with_context(|| rig.tail())?);
         rig.end()?;
     }
     let (mut absent, mut differ) = (BTreeSet::new(), Vec::new());
@@ -50,6 +50,10 @@ fn compared() -> Result<()> {
             }
         }
         rig.asked(mode)?;
+        let found = rig.short().with_context(|| rig.tail())?;
+        if found != short {
+            differ.push(format!("{mode}: {found:#?}, kube-proxy has {short:#?}"));
+        }
         rig.end()?;
     }
     let listed = listed()?;
@@ -116,6 +120,25 @@ impl Rig {
         shape.extend(self::shape(&self.ask_metrics("GET", "/metrics/slis", "")?.body));
         self.forget()?;
         Ok(shape)
+    }
+
+    /// MET-07: what is said of a Service with two ports, whose policies are Local, and whose endpoints are elsewhere in one family.
+    fn short(&self) -> Result<Vec<String>> {
+        const NAME: &str = "kubeproxy_sync_proxy_rules_no_local_endpoints_total";
+        let mut both = service("Local", CHECK);
+        both["spec"]["internalTrafficPolicy"] = "Local".into();
+        self.apply(&both)?;
+        self.apply(&slice("lb", "IPv4", &[on("node2", "10.1.2.2", "ready")]))?;
+        self.apply(&slice("lb-6", "IPv6", &[on("node1", "fd00:10:1:1::3", "ready")]))?;
+        let lines = self.lab.wait(DEADLINE, "ports in want of a local endpoint", || {
+            let text = self.ask_metrics("GET", "/metrics", "")?.body;
+            let lines: Vec<String> = text.lines().filter(|line| line.starts_with(NAME)).map(str::to_owned).collect();
+            let v6_is_not = lines.iter().filter(|line| line.contains("IPv6") && line.ends_with(" 0")).count() == 2;
+            let is_short = lines.iter().filter(|line| line.contains("IPv4") && line.ends_with(" 2")).count() == 2;
+            Ok(if is_short && v6_is_not { Seen::Done(lines) } else { Seen::not_yet(lines.join("\n")) })
+        })?;
+        self.forget()?;
+        Ok(lines)
     }
 
     /// What other pages say, as far as it must be the same.
