@@ -69,7 +69,11 @@ impl Cases {
                     changes.extend([convert_one_service(service), convert_one_slice(slice)]);
                 }
             });
-            self.load.measure(&mut selected, || changes.into_iter().for_each(|change| _ = forwarding.apply(change)));
+            self.load.measure(&mut selected, || {
+                changes.into_iter().for_each(|change| {
+                    forwarding.apply(change);
+                })
+            });
         }
         self.load.measure(&mut selected, || select(forwarding, |routes| drop(black_box(routes))));
         self.rows.push(convert);
@@ -182,7 +186,9 @@ impl Cases {
 
 /// Takes changes in without measuring.
 fn apply(forwarding: &mut Forwarding, changes: &[Change]) {
-    changes.iter().cloned().for_each(|change| _ = forwarding.apply(change));
+    changes.iter().cloned().for_each(|change| {
+        forwarding.apply(change);
+    });
     forwarding.take_touched();
 }
 
