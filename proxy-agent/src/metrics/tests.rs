@@ -155,6 +155,13 @@ async fn profiling_is_answered_where_it_is_on() {
     assert_eq!(ask(&site, Method::GET, "/debug/else", "").await.0, 404);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_loop_that_is_busy_is_not_waited_for_without_end() {
+    let (site, _asked) = site(false);
+    let (status, text) = ask(&site, Method::GET, "/programmed?service=a/b", "").await;
+    assert!(status == 503 && text.contains("busy"), "{text}");
+}
+
 #[tokio::test]
 async fn whether_a_service_is_programmed_is_asked_of_the_loop() -> Result<()> {
     let (site, mut asked) = site(false);

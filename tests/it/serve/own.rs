@@ -66,6 +66,38 @@ fn waits(rig: &mut Rig) -> Result<()> {
 }
 
 #[test]
+fn services_are_checked_without_a_health_server_and_the_log_level_can_be_changed() {
+    if lab::available() {
+        let run = || {
+            let mut rig = Rig::new()?;
+            rig.start_with(Mode::Ebpf, &["--healthz-bind-address=", "--profiling=true"])?;
+            profiled(&rig).with_context(|| rig.tail())
+        };
+        check(run());
+    }
+}
+
+/// W-20, MET-02
+fn profiled(rig: &Rig) -> Result<()> {
+    rig.apply(&service("Local", CHECK))?;
+    rig.apply(&slice("lb", "IPv4", &[on("node1", "10.1.1.3", "ready")]))?;
+    ensure!(rig.weighs(NODE[0], CHECK, 1)?.status == 200);
+    rig.closed(NODE[0], HEALTHZ)?;
+    let log = || rig.running.as_ref().map(|(_, program)| program.log()).unwrap_or_default();
+    ensure!(!log().contains("committed"), "commits are said at level debug");
+    let set = |level: &str| rig.ask_metrics("PUT", "/debug/flags/v", level);
+    let answer = set("4")?;
+    ensure!(answer.status == 200, "{answer}");
+    rig.apply(&slice("lb", "IPv4", &[on("node1", "10.1.1.3", "ready"), on("node1", "10.1.1.4", "ready")]))?;
+    rig.weighs(NODE[0], CHECK, 2)?;
+    rig.lab
+        .wait(DEADLINE, "a commit in the log", || Ok(if log().contains("committed") { Seen::Done(()) } else { Seen::not_yet(log()) }))?;
+    ensure!(set("loud=very")?.status == 400);
+    ensure!(rig.ask_metrics("GET", "/debug/pprof/", "")?.status == 501);
+    Ok(())
+}
+
+#[test]
 fn ports_of_the_agent_that_are_taken_harm_nothing_else() {
     if lab::available() {
         check(taken());

@@ -50,15 +50,28 @@ impl Rig {
     /// Starts a proxy and waits until it says that it is well.
     pub(super) fn start(&mut self, proxy: Proxy) -> Result<()> {
         let command = match proxy {
-            Proxy::Ours(mode) => {
-                let agent = Agent::new(1, mode, Source::Kubeconfig(self.plane.kubeconfig(User::KubeProxy)))?;
-                let agent = agent.with_flags(vec!["--hostname-override=node1".to_owned()]);
-                agent.command_to_run(&self.lab, "info")
-            }
+            Proxy::Ours(mode) => return self.start_with(mode, &[]).and_then(|()| self.is_well()),
             Proxy::Theirs(mode) => self.kube_proxy(mode)?,
         };
         self.running = Some((proxy, self.lab.spawn_on_node(1, command)?));
+        self.is_well()
+    }
+
+    fn is_well(&self) -> Result<()> {
         self.answers(NODE[0], HEALTHZ, "/healthz", 200).map(drop).with_context(|| self.tail())
+    }
+
+    /// Starts ours with more flags, and waits until its metrics are there.
+    pub(super) fn start_with(&mut self, mode: Mode, flags: &[&str]) -> Result<()> {
+        let agent = Agent::new(1, mode, Source::Kubeconfig(self.plane.kubeconfig(User::KubeProxy)))?;
+        // The same as kube-proxy's.
+        let flags = ["--hostname-override=node1", "--iptables-sync-period=2s"].iter().chain(flags).map(|flag| (*flag).to_owned()).collect();
+        let command = agent.with_flags(flags).command_to_run(&self.lab, "info");
+        self.running = Some((Proxy::Ours(mode), self.lab.spawn_on_node(1, command)?));
+        self.lab.wait(DEADLINE, "metrics", || {
+            let answer = self.ask_metrics("GET", "/healthz", "");
+            Ok(answer.map_or_else(|error| Seen::not_yet(format!("{error:#}")), |_| Seen::Done(())))
+        })
     }
 
     fn kube_proxy(&self, mode: KubeProxyMode) -> Result<Command> {

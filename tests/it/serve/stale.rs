@@ -1,7 +1,6 @@
 //! A dataplane that cannot be written: somebody else owns the table.
 
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use proxy_tests::agent::{DEADLINE, Mode};
@@ -11,15 +10,12 @@ use proxy_tests::scenario::KubeProxyMode;
 use super::proxy::{Proxy, Rig};
 use super::{CHECK, HEALTHZ, NODE, check, on, service, slice};
 
-/// How long it may take until a change that is not in place is an illness: twice 30 s here, and what a busy machine adds.
-const STALE: Duration = Duration::from_secs(120);
-
 #[test]
 fn a_change_that_cannot_be_written_is_an_illness_until_it_is() {
     if lab::available() {
         let run = || {
             let mut rig = Rig::new()?;
-            for proxy in [Proxy::Theirs(KubeProxyMode::Nftables), Proxy::Ours(Mode::Nftables)] {
+            for proxy in [Proxy::Theirs(KubeProxyMode::Nftables), Proxy::Ours(Mode::Nftables), Proxy::Ours(Mode::Ebpf)] {
                 rig.start(proxy)?;
                 stale(&mut rig).with_context(|| rig.tail())?;
                 rig.end()?;
@@ -42,7 +38,7 @@ fn stale(rig: &mut Rig) -> Result<()> {
     // Something to write.
     rig.apply(&slice("lb", "IPv4", &[on("node1", "10.1.1.3", "ready"), on("node2", "10.1.2.2", "ready")]))?;
     for path in ["/healthz", "/livez"] {
-        let said = rig.lab.wait(STALE, &format!("503 of {path}"), || {
+        let said = rig.lab.wait(DEADLINE, &format!("503 of {path}"), || {
             let answer = rig.ask(NODE[0], HEALTHZ, "GET", path)?;
             Ok(if answer.status == 503 { Seen::Done(answer) } else { Seen::not_yet(answer) })
         })?;
