@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{error, info};
 
 use crate::dataplane::Alarm;
-use crate::programmed::{Asked, Programmed, Question, Questions};
+use crate::programmed::{Asked, Question, Questions, ServiceStatus};
 use crate::programmer::{Programmer, Round};
 use crate::recorder::Severity;
 use crate::source::Event;
@@ -266,7 +266,7 @@ impl Agent {
         let known = self.forwarding.serves(name);
         let is_written = self.synced.is_some() && !self.programmers.iter().any(|slot| slot.down);
         let version = |kind| self.accounts.versions.programmed(kind).cloned();
-        let answer = Programmed {
+        let answer = ServiceStatus {
             known,
             programmed: known && is_written && refused.is_empty(),
             services_resource_version: version(Kind::Service),

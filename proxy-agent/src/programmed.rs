@@ -14,12 +14,12 @@ const WAITING: usize = 16;
 #[derive(Debug)]
 pub struct Question {
     service: ObjectName,
-    answer: oneshot::Sender<Programmed>,
+    answer: oneshot::Sender<ServiceStatus>,
 }
 
 /// The answer.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
-pub struct Programmed {
+pub struct ServiceStatus {
     /// Whether there is a Service of this name that is served here.
     pub known: bool,
     /// Whether every dataplane has what it wants now.
@@ -47,7 +47,7 @@ impl Questions {
     }
 
     /// Asks about a Service; no answer if the loop has ended.
-    pub async fn ask(&self, service: ObjectName) -> Option<Programmed> {
+    pub async fn ask(&self, service: ObjectName) -> Option<ServiceStatus> {
         let (answer, answered) = oneshot::channel();
         self.0.send(Question { service, answer }).await.ok()?;
         answered.await.ok()
@@ -61,7 +61,7 @@ impl Question {
     }
 
     /// Answers it. Whoever has gone away does not mind.
-    pub fn answer(self, answer: Programmed) {
+    pub fn answer(self, answer: ServiceStatus) {
         let _ = self.answer.send(answer);
     }
 }

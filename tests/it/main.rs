@@ -18,4 +18,5 @@ mod node;
 mod others;
 mod privileges;
 mod scenarios;
+mod serve;
 mod tidy;

@@ -9,6 +9,7 @@ pub mod demo;
 pub mod endure;
 pub mod expect;
 mod golang;
+pub mod http;
 pub mod lab;
 pub mod manifest;
 pub mod pod;

@@ -106,7 +106,7 @@ impl Accounts {
     /// A round of the loop has ended. `is_down`: whether a dataplane of the family has not written what is wanted.
     pub(super) fn settle(&mut self, forwarding: &Forwarding, is_down: impl Fn(Family) -> bool) {
         self.telemetry.health.node(forwarding.surroundings().node());
-        let down = Family::ALL.map(|family| is_down(family));
+        let down = Family::ALL.map(is_down);
         for family in Family::ALL {
             if down[place(family)] {
                 self.wait(family);

@@ -1,12 +1,14 @@
 //! The loop over a kernel of maps that can be told to refuse, in virtual time.
 
+mod told;
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex};
 
 use proxy_core::input::{convert_endpoint_slice, convert_node, convert_service, convert_service_cidr, object};
 use proxy_core::lower::nft::{Key, Nft, Value};
 use proxy_core::lower::{ObjectsOf, StepOf};
-use proxy_core::model::Family;
+use proxy_core::model::{Change, Family};
 use proxy_core::settings::NodePortAddresses;
 use serde_json::json;
 use tokio::sync::mpsc::{Sender, channel};
@@ -85,6 +87,18 @@ struct Rig {
     kernels: Vec<Fake>,
     alarm: Alarm,
     repairs: Arc<Repairs>,
+    telemetry: Telemetry,
+    questions: Questions,
+    followed: Arc<Mutex<Vec<BTreeSet<ObjectName>>>>,
+}
+
+/// Remembers what it was told.
+struct Follows(Arc<Mutex<Vec<BTreeSet<ObjectName>>>>);
+
+impl Follower for Follows {
+    fn follow(&mut self, _: &Forwarding, services: &BTreeSet<ObjectName>) {
+        self.0.lock().expect("no test panics while it holds the lock").push(services.clone());
+    }
 }
 
 impl Rig {
@@ -101,12 +115,16 @@ impl Rig {
             .map(|kernel| Box::new(Programmed::new("fake", kernel.clone(), Nft::new(Family::V4, &settings))) as Box<dyn Programmer>);
         let (events, receiver) = channel(64);
         let alarm = Alarm::default();
-        let mut agent =
-            Agent::new(settings.clone(), programmers.collect(), Arc::clone(&alarm), Telemetry::new(Duration::from_secs(60), false).0);
+        let telemetry = Telemetry::new(Duration::from_secs(60), false).0;
+        let mut agent = Agent::new(settings.clone(), programmers.collect(), Arc::clone(&alarm), telemetry.clone());
         agent.paced(least);
+        let (questions, asked) = Questions::new();
+        agent.asked_by(asked);
+        let followed = Arc::default();
+        agent.followed_by(Follows(Arc::clone(&followed)));
         let repairs = agent.repairs();
         tokio::spawn(agent.run(receiver));
-        Self { events, kernels, alarm, repairs }
+        Self { events, kernels, alarm, repairs, telemetry, questions, followed }
     }
 
     /// Somebody else changes what the first kernel holds.

@@ -3,18 +3,21 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use hyper::Method;
 use jiff::Timestamp;
 use proxy_core::model::ObjectName;
 use serde_json::Value;
+use tokio::time::timeout;
 
 use super::{CONTENT_TYPE, Metrics};
 use crate::http::{Answer, Asked, Site};
 use crate::log;
 use crate::programmed::Questions;
 
+/// How long the loop may take to answer a question: it may be writing to the kernel.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// The paths that `/statusz` names.
 const PATHS: [&str; 8] = ["/configz", "/flagz", "/healthz", "/metrics", "/metrics/slis", "/programmed", "/proxyMode", "/statusz"];
 /// What is said before pages that nobody is to parse.
@@ -95,10 +98,11 @@ impl MetricsSite {
         let Some((namespace, name)) = named.as_deref().and_then(|text| text.split_once('/')) else {
             return Answer::plain(400, "name a Service: /programmed?service=NAMESPACE/NAME\n");
         };
-        match self.questions.ask(ObjectName::new(namespace, name)).await {
+        match timeout(PATIENCE, self.questions.ask(ObjectName::new(namespace, name))).await {
             // It always can be written.
-            Some(programmed) => Answer::json(200, serde_json::to_string(&programmed).unwrap_or_default()),
-            None => Answer::plain(503, "the agent ends\n"),
+            Ok(Some(programmed)) => Answer::json(200, serde_json::to_string(&programmed).unwrap_or_default()),
+            Ok(None) => Answer::plain(503, "the agent ends\n"),
+            Err(_) => Answer::plain(503, format!("the agent has been busy with the kernel for {PATIENCE:?}\n")),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The behaviours that scenarios name: an area and a number, one testable behaviour of kube-proxy each.
 
+mod serving;
+
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -249,7 +251,11 @@ const fn nowhere(id: &'static str, why: &'static str) -> Elsewhere {
 
 /// All behaviours of those areas that no scenario shows.
 pub const ELSEWHERE: &[Elsewhere] = &[
-    nowhere("SVC-11", "health checks of Services are a server's answers, not what becomes of a Service's packets: to come with area HC"),
+    Elsewhere {
+        id: "SVC-11",
+        test: Some("tests/it/serve.rs health_checks_of_a_service_are_answered_as_kube_proxy_answers_them"),
+        why: "health checks of Services are a server's answers, not what becomes of a Service's packets",
+    },
     nowhere("SVC-13", "a feature gate of kube-proxy that is on by default; there is no such switch here"),
     Elsewhere {
         id: "ERR-04",
@@ -303,6 +309,11 @@ pub const ELSEWHERE: &[Elsewhere] = &[
     },
 ];
 
+/// All of those, and the answers of servers.
+pub fn elsewhere() -> impl Iterator<Item = &'static Elsewhere> {
+    ELSEWHERE.iter().chain(serving::ELSEWHERE)
+}
+
 /// Whether there is a behaviour of this ID.
 pub fn exists(id: &str) -> bool {
     let shown = SHOWN.iter().any(|area| (1..=area.behaviours.len()).any(|number| id == format!("{}-{number:02}", area.name)));
@@ -325,7 +336,7 @@ pub fn shown(scenarios: &[Scenario]) -> BTreeMap<&str, Vec<&str>> {
 
 /// The IDs that have to be shown, with what each is.
 pub fn wanted() -> impl Iterator<Item = (&'static str, String, &'static str)> {
-    SHOWN.iter().flat_map(|area| {
+    SHOWN.iter().chain(&serving::AREAS).flat_map(|area| {
         let numbered = area.behaviours.iter().zip(1..);
         numbered.map(|(what, number)| (area.name, format!("{}-{number:02}", area.name), *what))
     })
@@ -341,12 +352,14 @@ pub fn page(scenarios: &[Scenario]) -> String {
          This page is written by `UPDATE_GOLDEN=1 cargo test -p proxy-tests --test it -- behaviours`, which fails where a behaviour is\n\
          shown by nothing.\n",
     );
-    for area in &SHOWN {
+    let area = |page: &mut String, area: &Area| {
         let rows = wanted().filter(|(name, _, _)| *name == area.name).map(|(_, id, what)| row(&id, what, &shown)).collect::<String>();
-        table(&mut page, &format!("{}: {}", area.name, area.about), &rows);
-    }
+        table(page, &format!("{}: {}", area.name, area.about), &rows);
+    };
+    SHOWN.iter().for_each(|shown| area(&mut page, shown));
     let rows = SYNC.iter().map(|(id, what)| row(id, what, &shown)).collect::<String>();
     table(&mut page, "SYNC: how changes get into the kernel (what of it scenarios show)", &rows);
+    serving::AREAS.iter().for_each(|shown| area(&mut page, shown));
     page
 }
 
@@ -357,7 +370,7 @@ fn table(page: &mut String, heading: &str, rows: &str) {
 
 fn row(id: &str, what: &str, shown: &BTreeMap<&str, Vec<&str>>) -> String {
     let scenarios = shown.get(id).into_iter().flatten().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    let elsewhere = ELSEWHERE.iter().find(|elsewhere| elsewhere.id == id).map(|Elsewhere { test, why, .. }| match test {
+    let elsewhere = elsewhere().find(|elsewhere| elsewhere.id == id).map(|Elsewhere { test, why, .. }| match test {
         Some(test) => format!("none: {why}; `{}`", test.replace(' ', "` `")),
         None => format!("none: {why}"),
     });
@@ -367,12 +380,12 @@ fn row(id: &str, what: &str, shown: &BTreeMap<&str, Vec<&str>>) -> String {
 /// What is wrong with scenarios, list and page: nothing if nothing is.
 pub fn gaps(scenarios: &[Scenario]) -> Vec<String> {
     let shown = shown(scenarios);
-    let listed = |id: &str| ELSEWHERE.iter().any(|elsewhere| elsewhere.id == id);
+    let listed = |id: &str| elsewhere().any(|elsewhere| elsewhere.id == id);
     let missing =
         wanted().filter(|(_, id, _)| !shown.contains_key(&**id) && !listed(id)).map(|(_, id, what)| format!("nothing shows {id}: {what}"));
-    let twice = ELSEWHERE.iter().filter(|elsewhere| shown.contains_key(elsewhere.id));
+    let twice = elsewhere().filter(|elsewhere| shown.contains_key(elsewhere.id));
     let twice = twice.map(|elsewhere| format!("{}: a scenario shows it, so it needs no entry in ELSEWHERE", elsewhere.id));
-    let unknown = ELSEWHERE.iter().filter(|elsewhere| !exists(elsewhere.id)).map(|elsewhere| format!("{} is no behaviour", elsewhere.id));
+    let unknown = elsewhere().filter(|elsewhere| !exists(elsewhere.id)).map(|elsewhere| format!("{} is no behaviour", elsewhere.id));
     let sync = |id: &str| SYNC.iter().any(|(known, _)| *known == id);
     let untold = shown.keys().filter(|id| id.starts_with("SYNC") && !sync(id)).map(|id| format!("{id}: say in SYNC what it is"));
     missing.chain(twice).chain(unknown).chain(untold).collect()

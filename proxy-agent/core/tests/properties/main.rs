@@ -7,6 +7,7 @@ mod definition;
 mod drift;
 mod input;
 mod kernel;
+mod local;
 mod restart;
 mod stale;
 mod steps;

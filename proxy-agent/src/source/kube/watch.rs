@@ -153,7 +153,9 @@ impl<R: Resource> Watch<R> {
             ListParams { label_selector: R::LABELS.map(str::to_owned), field_selector: self.resource.fields(), ..ListParams::default() };
         let request = Request::new(R::PATH).list(&params).map_err(::kube::Error::BuildRequest)?;
         let mut body = timeout(ANSWER, self.ask(request, ACCEPT, "LIST")).await.map_err(|_| no_answer(ANSWER))??;
+        let mut size = 0;
         while let Some(data) = timeout(ANSWER, data(&mut body)).await.map_err(|_| no_answer(ANSWER))?? {
+            size += data.len();
             list.push(&data);
             while let Some(seen) = list.next(&self.resource)? {
                 listed.extend(seen.name.clone());
@@ -161,6 +163,7 @@ impl<R: Resource> Watch<R> {
             }
         }
         let version = list.end()?;
+        self.metrics.received(self.journal.host(), size);
         self.works();
         tracing::info!("{}: {} listed in {:.1?}", R::PLURAL, listed.len(), start.elapsed());
         send(&self.events, Event::Listed(R::KIND, listed)).await?;

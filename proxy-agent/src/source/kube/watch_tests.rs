@@ -118,6 +118,32 @@ async fn what_is_around_the_services_comes_before_them() {
 }
 
 #[tokio::test]
+async fn a_list_is_followed_by_its_version_and_counted() {
+    let server = Server::default();
+    let (sender, mut events) = channel(16);
+    let (config, metrics) = (server.start().await, std::sync::Arc::new(crate::metrics::Metrics::default()));
+    let counted = std::sync::Arc::clone(&metrics);
+    tokio::spawn(async move { watch(config, "node1".into(), sender, &counted.client).await });
+    let mut said = Vec::new();
+    while said.len() < 8 {
+        said.push(timeout(DEADLINE, events.recv()).await.expect("an event in time").expect("the watches go on"));
+    }
+    for kind in [Kind::Node, Kind::ServiceCidr, Kind::Service, Kind::Slice] {
+        let place = |event: &Event| said.iter().position(|said| said == event);
+        let (listed, version) = (place(&Event::Listed(kind, HashSet::new())), place(&Event::Version(kind, "7".into())));
+        assert!(listed.is_some() && listed < version, "{kind:?}: {said:?}");
+    }
+    let text = metrics.text();
+    for line in [
+        "proxy_agent_lists_total{resource=\"services\"} 1",
+        "verb=\"LIST\"} 44\n",
+        "rest_client_requests_total{code=\"200\",host=\"127.0.0.1:",
+    ] {
+        assert!(text.contains(line), "{line} is not in {text}");
+    }
+}
+
+#[tokio::test]
 async fn a_server_without_servicecidrs_or_that_shows_no_nodes_is_good_enough() {
     let server = Server::default();
     server.answer("servicecidrs", Some(404));

@@ -1,6 +1,6 @@
 use bytes::BufMut;
 use proxy_core::cluster::Kind;
-use proxy_core::model::{Change, NodeHint, Protocol, TrafficPolicy};
+use proxy_core::model::{Change, Family, NodeHint, Protocol, TrafficPolicy};
 
 use super::super::list::List;
 use super::super::resource::{EndpointSlices, OwnNode, ServiceCidrs, Services};
@@ -173,6 +173,37 @@ fn everything_that_decides_about_packets_is_read() -> Result<(), Garbled> {
     assert_eq!((of_first("a"), of_first("b")), ((true, NodeHint::Others), (false, NodeHint::This)));
     let zones: Vec<_> = slice_on("a").zones.iter().map(|zones| zones.concat()).collect();
     assert_eq!(zones, ["z", ""]);
+    Ok(())
+}
+
+#[test]
+fn what_health_and_latency_hang_on_is_read() -> Result<(), Garbled> {
+    // A load balancer that asks, as `balanced` but for the port.
+    let mut asking = balanced();
+    asking.extend(field(2, &number(12, 30_999)));
+    let Frame::Object(seen, _) = watched(&Services, "ADDED", &asking)? else { panic!("not an object") };
+    let Some(Change::Service(_, Some(service))) = seen.converted.change else { panic!("not served") };
+    assert_eq!(service.health_check_port, 30_999);
+
+    let leaving = |more: &[u8]| match watched(&OwnNode::new("node1"), "MODIFIED", &[&*self::node("node1"), more].concat()) {
+        Ok(Frame::Object(Seen { converted: Converted { change: Some(Change::Node(Some(node))), .. }, .. }, _)) => node.is_leaving,
+        other => panic!("{other:?}"),
+    };
+    let taint = |key: &str| field(2, &field(5, &[text(1, key), text(3, "NoSchedule")].concat()));
+    assert!(!leaving(&[]) && !leaving(&taint("node.kubernetes.io/unschedulable")));
+    assert!(leaving(&taint("ToBeDeletedByClusterAutoscaler")));
+    assert!(leaving(&field(1, &field(9, &number(1, 1_735_689_600)))), "asked to go");
+
+    let annotated = |key: &str, value: &str| [slice(), field(1, &entry(12, key, value))].concat();
+    let trigger = |object: &[u8]| match watched(&slices(), "MODIFIED", object) {
+        Ok(Frame::Object(seen, _)) => seen.trigger,
+        other => panic!("{other:?}"),
+    };
+    let key = "endpoints.kubernetes.io/last-change-trigger-time";
+    let at = std::time::UNIX_EPOCH + std::time::Duration::new(1_735_689_600, 250_000_000);
+    assert_eq!(trigger(&annotated(key, "2025-01-01T00:00:00.25Z")), Some(Trigger { family: Family::V4, at }));
+    assert_eq!(trigger(&annotated(key, "yesterday")), None);
+    assert_eq!(trigger(&annotated("example.com/time", "2025-01-01T00:00:00Z")), None);
     Ok(())
 }
 
