@@ -25,10 +25,13 @@ const PACKAGES: [Package; 3] = [
     Package { name: "kmod", why: "loads the kernels' modules" },
 ];
 
-/// Scenarios that kernels may differ in: what chooses, remembers, refuses, drops, masquerades; ranges; SCTP. All would take an hour.
-const SCENARIOS: [&str; 12] = [
+/// Scenarios that kernels may differ in: what chooses, remembers and forgets, refuses, drops, masquerades; ranges; SCTP. All would take an hour.
+const SCENARIOS: [&str; 15] = [
     "affinity-endpoint-gone",
     "affinity-restart",
+    "conntrack-restart",
+    "conntrack-sctp",
+    "conntrack-udp",
     "external-local",
     "hairpin",
     "masquerade",

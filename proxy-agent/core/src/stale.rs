@@ -12,7 +12,8 @@
 //! | `drain` | goes on while the endpoint serves | the same |
 //! | `reset` | goes on while the endpoint is in a set that is in use | the same |
 //!
-//! Where the frontend itself is gone, `keep` leaves all flows alone, and otherwise TCP alone goes on.
+//! Where the frontend itself is gone, `keep` leaves all flows alone, and otherwise TCP alone goes on. TCP is cut only where whoever
+//! sends is told so: not where what is new is dropped without a word.
 //!
 //! A flow that was never translated goes on nowhere: its destination was not served when it began (CT-04).
 
@@ -25,7 +26,7 @@ use std::sync::Arc;
 
 use crate::forward::Forwarding;
 use crate::model::{Address, Family, Frontend, ObjectName, Protocol, RemovedEndpoints};
-use crate::route::Route;
+use crate::route::{Route, Treatment};
 
 /// A flow as connection tracking remembers it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -203,7 +204,12 @@ fn ports(forwarding: &Forwarding, name: &ObjectName) -> Vec<Port> {
         let port = service.ports.iter().find(|port| port.name == route.key.name && port.protocol == route.key.protocol);
         port.map_or_else(Vec::new, |port| forwarding.serving(name, port, route.key.family))
     };
-    let routes = forwarding.routes(name).into_iter().filter(|route| is_tracked(route.key.protocol) && !route.entries.is_empty());
+    let mut routes = forwarding.routes(name);
+    for route in &mut routes {
+        let (protocol, lacks_local) = (route.key.protocol, route.local.is_empty());
+        route.entries.retain(|entry| is_tracked(protocol) && (protocol != Protocol::Tcp || tells(entry.treatment, lacks_local)));
+    }
+    let routes = routes.into_iter().filter(|route| !route.entries.is_empty());
     routes
         .map(|route| Port {
             keep: match service.removed {
@@ -215,6 +221,15 @@ fn ports(forwarding: &Forwarding, name: &ObjectName) -> Vec<Port> {
             frontends: route.entries.iter().map(|entry| entry.frontend).collect(),
         })
         .collect()
+}
+
+/// Whether everybody whose TCP connection is cut is told so: by an endpoint that does not know it, or because it is refused.
+fn tells(treatment: Treatment, lacks_local: bool) -> bool {
+    match treatment {
+        Treatment::To(..) | Treatment::Rejected => true,
+        Treatment::BySource => !lacks_local,
+        Treatment::Dropped => false,
+    }
 }
 
 fn in_use(route: &Route) -> Vec<Address> {

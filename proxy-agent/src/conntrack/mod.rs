@@ -6,22 +6,24 @@
 //! (W-04).
 
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use proxy_core::forward::Forwarding;
-use proxy_core::model::{Family, Frontend, ObjectName};
+use proxy_core::model::{Family, Frontend, ObjectName, Protocol};
 use proxy_core::stale::{News, Stale, Tracker};
 use tracing::{debug, error, info};
 
 use crate::agent::Follower;
-use table::{Entry, Filter, Table};
+use table::{Deleted, Entry, Filter, Table};
 
 /// So many entries are deleted before there is a pause: that takes a millisecond or so.
 const BATCH: usize = 256;
@@ -104,14 +106,13 @@ impl<R: FnMut(Cleaned)> Worker<R> {
     fn run(mut self) {
         let mut retry: Option<Duration> = None;
         loop {
-            let news = match retry {
-                None => self.receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(pause) => self.receiver.recv_timeout(pause),
-            };
-            match news {
-                Ok(news) => self.take_in(news),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+            match retry {
+                // News would fail as well.
+                Some(pause) => thread::sleep(pause),
+                None => match self.receiver.recv() {
+                    Ok(news) => self.take_in(news),
+                    Err(_) => return,
+                },
             }
             retry = match self.clean() {
                 Ok(()) => None,
@@ -119,7 +120,6 @@ impl<R: FnMut(Cleaned)> Worker<R> {
                     // CT-09: nothing else waits for it.
                     let pause = retry.map_or(RETRY.0, |pause| (pause * 2).min(RETRY.1));
                     error!("stale flows stay for now: {reason:#}; trying again in {pause:?}");
-                    self.table = None;
                     Some(pause)
                 }
             };
@@ -130,9 +130,9 @@ impl<R: FnMut(Cleaned)> Worker<R> {
     fn clean(&mut self) -> anyhow::Result<()> {
         self.hear();
         while !self.stale.is_empty() {
-            for ((family, protocol), ip) in self.stale.kinds() {
+            for (family, protocol) in self.stale.kinds().into_keys() {
                 let start = Instant::now();
-                let deleted = self.clean_kind(Filter { family, protocol, ip })?;
+                let deleted = self.clean_kind(family, protocol)?;
                 let duration = start.elapsed();
                 if deleted > 0 {
                     info!(%family, %protocol, deleted, ?duration, "ended flows that had gone stale");
@@ -146,14 +146,18 @@ impl<R: FnMut(Cleaned)> Worker<R> {
         Ok(())
     }
 
-    fn clean_kind(&mut self, filter: Filter) -> anyhow::Result<u64> {
+    fn clean_kind(&mut self, family: Family, protocol: Protocol) -> anyhow::Result<u64> {
+        // After an error it is opened anew.
         let mut table = match self.table.take() {
             Some(table) => table,
             None => Table::open()?,
         };
-        let mut deleted = 0;
+        let mut deleted = Deleted::default();
         loop {
             let (start, heard) = (Instant::now(), self.stale.heard());
+            // By what is known now: it may have become more since.
+            let ip = self.stale.kinds().get(&(family, protocol)).copied().flatten();
+            let filter = Filter { family, protocol, ip };
             let entries = table.find(filter, AT_ONCE, |flow| self.stale.is_stale(flow))?;
             rest(start);
             for batch in entries.chunks(BATCH) {
@@ -161,13 +165,16 @@ impl<R: FnMut(Cleaned)> Worker<R> {
                 // Services may have changed since it was read.
                 self.hear();
                 let batch: Vec<&Entry> = batch.iter().filter(|entry| self.stale.is_stale(&entry.flow)).collect();
-                deleted += table.delete(&batch)?;
+                let Deleted { count, busy } = table.delete(&batch)?;
+                (deleted.count, deleted.busy) = (deleted.count + count, deleted.busy + busy);
                 rest(start);
             }
+            let busy = deleted.busy;
+            ensure!(busy == 0, "{busy} of {} {protocol} flows are in a flowtable, and are ended when they leave it", busy + deleted.count);
             if entries.len() < AT_ONCE {
-                self.stale.done(filter.family, filter.protocol, heard);
+                self.stale.done(family, protocol, heard);
                 self.table = Some(table);
-                return Ok(deleted);
+                return Ok(deleted.count);
             }
         }
     }

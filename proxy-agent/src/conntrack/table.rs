@@ -11,40 +11,50 @@ use crate::netfilter::socket::{Outcome, Socket, Subsystem};
 use crate::netfilter::wire::{Attributes, Message, attribute, nest, request};
 
 /// Numbers of linux/netfilter/nfnetlink_conntrack.h.
-mod cta {
-    pub(super) const GET: i32 = 1;
-    pub(super) const DELETE: i32 = 2;
-    pub(super) const GET_STATS: i32 = 5;
-    pub(super) const TUPLE_ORIG: u16 = 1;
-    pub(super) const TUPLE_REPLY: u16 = 2;
-    pub(super) const ID: u16 = 12;
-    pub(super) const ZONE: u16 = 18;
-    pub(super) const FILTER: u16 = 25;
-    pub(super) const TUPLE_IP: u16 = 1;
-    pub(super) const TUPLE_PROTO: u16 = 2;
-    pub(super) const IP_V4_SRC: u16 = 1;
-    pub(super) const IP_V4_DST: u16 = 2;
-    pub(super) const IP_V6_SRC: u16 = 3;
-    pub(super) const IP_V6_DST: u16 = 4;
-    pub(super) const PROTO_NUM: u16 = 1;
-    pub(super) const PROTO_SRC_PORT: u16 = 2;
-    pub(super) const PROTO_DST_PORT: u16 = 3;
-    pub(super) const FILTER_ORIG_FLAGS: u16 = 1;
-    pub(super) const FILTER_REPLY_FLAGS: u16 = 2;
+pub(super) mod cta {
+    pub(crate) const GET: i32 = 1;
+    pub(crate) const DELETE: i32 = 2;
+    pub(crate) const GET_STATS: i32 = 5;
+    pub(crate) const TUPLE_ORIG: u16 = 1;
+    pub(crate) const TUPLE_REPLY: u16 = 2;
+    pub(crate) const ID: u16 = 12;
+    pub(crate) const ZONE: u16 = 18;
+    pub(crate) const FILTER: u16 = 25;
+    pub(crate) const TUPLE_IP: u16 = 1;
+    pub(crate) const TUPLE_PROTO: u16 = 2;
+    pub(crate) const IP_V4_SRC: u16 = 1;
+    pub(crate) const IP_V4_DST: u16 = 2;
+    pub(crate) const IP_V6_SRC: u16 = 3;
+    pub(crate) const IP_V6_DST: u16 = 4;
+    pub(crate) const PROTO_NUM: u16 = 1;
+    pub(crate) const PROTO_SRC_PORT: u16 = 2;
+    pub(crate) const PROTO_DST_PORT: u16 = 3;
+    pub(crate) const FILTER_ORIG_FLAGS: u16 = 1;
+    pub(crate) const FILTER_REPLY_FLAGS: u16 = 2;
     /// CTA_FILTER_F_CTA_IP_DST (net/netfilter/nf_internals.h)
-    pub(super) const BY_IP_DST: u32 = 1 << 1;
+    pub(crate) const BY_IP_DST: u32 = 1 << 1;
     /// CTA_FILTER_F_CTA_PROTO_NUM
-    pub(super) const BY_PROTO_NUM: u32 = 1 << 3;
+    pub(crate) const BY_PROTO_NUM: u32 = 1 << 3;
 }
 
 /// An entry, as far as it takes to delete it.
 pub(super) struct Entry {
     /// What it remembers.
     pub(super) flow: Flow,
-    /// The original direction, as the kernel wrote it: addresses, protocol, ports.
-    tuple: Box<[u8]>,
-    /// Of a flow that has begun anew since, with the same addresses and ports, it is another.
+    /// Its reply direction, as the kernel wrote it: addresses, protocol, ports. That of a flow which has begun anew since, and goes
+    /// elsewhere, is another.
+    reply: Box<[u8]>,
+    /// Made of where the entry is and of its original direction.
     id: [u8; 4],
+}
+
+/// What has become of entries that were to be deleted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Deleted {
+    /// So many were there and are not any more.
+    pub(super) count: u64,
+    /// So many are in a flowtable, which has them for as long as there are packets.
+    pub(super) busy: u64,
 }
 
 /// What to read.
@@ -60,7 +70,7 @@ pub(super) struct Filter {
 pub(super) struct Table {
     socket: Socket,
     /// The kernel filters itself (5.8 and later).
-    filters: bool,
+    pub(super) filters: bool,
 }
 
 impl Table {
@@ -94,11 +104,11 @@ impl Table {
         self.socket.get(cta::GET_STATS, libc::AF_UNSPEC as u8, |_| (), |_| ()).map(drop)
     }
 
-    /// Deletes entries, and says how many were still there.
-    pub(super) fn delete(&mut self, entries: &[&Entry]) -> anyhow::Result<u64> {
+    /// Deletes entries that may have ended by themselves.
+    pub(super) fn delete(&mut self, entries: &[&Entry]) -> anyhow::Result<Deleted> {
         let count = entries.len() as u32;
         if count == 0 {
-            return Ok(0);
+            return Ok(Deleted::default());
         }
         let first = self.socket.take_seq(count);
         let mut bytes = Vec::with_capacity(128 * entries.len());
@@ -106,20 +116,21 @@ impl Table {
             // Errors come without being asked for.
             let flags = if seq == first + count { libc::NLM_F_ACK } else { 0 };
             bytes.extend(request(Subsystem::Conntrack.message_type(cta::DELETE), flags, seq, protocol_family(entry.family()), |out| {
-                nest(out, cta::TUPLE_ORIG, |out| out.extend_from_slice(&entry.tuple));
+                nest(out, cta::TUPLE_REPLY, |out| out.extend_from_slice(&entry.reply));
                 attribute(out, cta::ID, &entry.id);
             }));
         }
         let failures = match self.socket.transact(&bytes, first, count)? {
-            Outcome::Done => return Ok(count.into()),
+            Outcome::Done => return Ok(Deleted { count: count.into(), busy: 0 }),
             Outcome::Refused(failures) => failures,
             Outcome::TooLong => bail!("no room to ask for the deletion of {count} flows"),
         };
-        match failures.iter().find(|failure| failure.errno != Errno::ENOENT) {
-            Some(failure) => bail!("connection tracking does not delete flows: {}", failure.reason()),
-            // They have ended by themselves.
-            None => Ok(u64::from(count) - failures.len() as u64),
+        let other = failures.iter().find(|failure| !matches!(failure.errno, Errno::ENOENT | Errno::EBUSY));
+        if let Some(failure) = other {
+            bail!("connection tracking does not delete flows: {}", failure.reason());
         }
+        let busy = failures.iter().filter(|failure| failure.errno == Errno::EBUSY).count() as u64;
+        Ok(Deleted { count: u64::from(count) - failures.len() as u64, busy })
     }
 }
 
@@ -129,20 +140,19 @@ impl Entry {
     }
 }
 
-fn protocol_family(family: Family) -> u8 {
+pub(super) fn protocol_family(family: Family) -> u8 {
     match family {
         Family::V4 => libc::AF_INET as u8,
         Family::V6 => libc::AF_INET6 as u8,
     }
 }
 
+/// By an address in IPv4 only: with one of IPv6 the kernel gives all flows but those to it (ctnetlink_filter_match_tuple).
 fn write_filter(out: &mut Vec<u8>, Filter { protocol, ip, .. }: Filter) {
+    let ip = ip.and_then(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None });
     nest(out, cta::TUPLE_ORIG, |out| {
         if let Some(ip) = ip {
-            nest(out, cta::TUPLE_IP, |out| match ip {
-                IpAddr::V4(ip) => attribute(out, cta::IP_V4_DST, &ip.octets()),
-                IpAddr::V6(ip) => attribute(out, cta::IP_V6_DST, &ip.octets()),
-            });
+            nest(out, cta::TUPLE_IP, |out| attribute(out, cta::IP_V4_DST, &ip.octets()));
         }
         nest(out, cta::TUPLE_PROTO, |out| attribute(out, cta::PROTO_NUM, &[protocol.number()]));
     });
@@ -170,7 +180,7 @@ fn flow(message: &Message<'_>) -> Option<Flow> {
 fn entry(message: &Message<'_>, flow: Flow) -> Option<Entry> {
     let attributes = message.attributes();
     let id = *attributes.get(cta::ID)?.first_chunk()?;
-    Some(Entry { flow, tuple: attributes.get(cta::TUPLE_ORIG)?.into(), id })
+    Some(Entry { flow, reply: attributes.get(cta::TUPLE_REPLY)?.into(), id })
 }
 
 fn address(tuple: Attributes<'_>, v4: u16, v6: u16) -> Option<IpAddr> {

@@ -3,4 +3,6 @@
 
 pub(crate) mod socket;
 pub(crate) mod sys;
+#[cfg(test)]
+pub(crate) mod testing;
 pub(crate) mod wire;

@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
 
-use nix::sched::{CloneFlags, unshare};
 use proxy_core::cidr::Cidr;
 use proxy_core::forward::Forwarding;
 use proxy_core::ledger::{Objects, Step};
@@ -23,21 +22,7 @@ use proxy_core::settings::Settings;
 use super::expr::Field;
 use super::layout::Layout;
 use super::{Dataplane, NftTable, sets};
-
-/// Runs a test on a thread with a network namespace of its own. Without the right to make one it is skipped, which is a
-/// failure where PROXY_TEST_REQUIRED is set.
-pub(super) fn in_namespace(test: impl FnOnce() + Send + 'static) {
-    let thread = std::thread::spawn(|| match unshare(CloneFlags::CLONE_NEWNET) {
-        Ok(()) => test(),
-        Err(errno) => {
-            assert!(std::env::var_os("PROXY_TEST_REQUIRED").is_none(), "no network namespace: {errno}");
-            eprintln!("skipped: no network namespace: {errno}");
-        }
-    });
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
-}
+pub(super) use crate::netfilter::testing::in_namespace;
 
 /// nft's output, or None where nft is not installed.
 pub(super) fn nft(args: &[&str]) -> Option<String> {

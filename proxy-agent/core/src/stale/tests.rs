@@ -1,7 +1,7 @@
 use std::net::Ipv4Addr;
 
 use super::*;
-use crate::model::{Change, Endpoint, EndpointState, NodeHint, Service, ServicePort, Slice, SlicePort};
+use crate::model::{Change, Endpoint, EndpointState, NodeHint, Service, ServicePort, Slice, SlicePort, TrafficPolicy};
 use crate::settings::{NodePortAddresses, Settings};
 use EndpointState::{Draining, Gone, NotReady, NotServing, Ready, ReadyLeaving};
 
@@ -91,6 +91,20 @@ fn each_policy_keeps_flows_to_endpoints_in_the_states_that_it_says() {
             }
         }
     }
+}
+
+#[test]
+fn tcp_is_not_cut_where_what_is_new_is_dropped() {
+    let mut world = World::new();
+    world.service("dns", &ALL, RemovedEndpoints::Reset).endpoints(5353, &[(1, Ready)]);
+    let mut service = world.forwarding.service(&name("dns")).expect("a Service").clone();
+    service.external = TrafficPolicy::Local;
+    world.forwarding.apply(Change::Service(name("dns"), Some(service)));
+    // No endpoint says that it is on this node.
+    let stale = world.follow();
+    let [to_cluster_ip, to_node_port] = to_pod(Protocol::Tcp, 2);
+    assert!(stale.is_stale(&to_cluster_ip) && !stale.is_stale(&to_node_port));
+    assert!(to_pod(Protocol::Udp, 2).iter().all(|flow| stale.is_stale(flow)));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 use bytes::BufMut;
 use proxy_core::cluster::Kind;
-use proxy_core::model::{Change, Family, NodeHint, Protocol, TrafficPolicy};
+use proxy_core::model::{Change, Family, NodeHint, Protocol, RemovedEndpoints, TrafficPolicy};
 
 use super::super::list::List;
 use super::super::resource::{EndpointSlices, OwnNode, ServiceCidrs, Services};
@@ -35,7 +35,9 @@ fn metadata(name: &str, version: &str, label: (&str, &str)) -> Vec<u8> {
     let (uid, made) = (text(5, "3c2f"), field(8, &number(1, 1_735_689_600)));
     let managed = field(17, &[text(1, "kubectl"), field(7, &text(1, r#"{"f:spec":{}}"#))].concat());
     let names = [text(1, name), text(2, ""), text(3, "shop"), text(4, ""), uid, text(6, version), number(7, 0), made];
-    let rest = [entry(11, label.0, label.1), entry(12, "kubectl.kubernetes.io/last-applied-configuration", "{}"), managed, text(99, "?")];
+    let annotations =
+        [entry(12, "kubectl.kubernetes.io/last-applied-configuration", "{}"), entry(12, "proxy-agent.io/removed-endpoints", "drain")];
+    let rest = [entry(11, label.0, label.1), annotations.concat(), managed, text(99, "?")];
     field(1, &[names.concat(), rest.concat()].concat())
 }
 
@@ -161,7 +163,7 @@ fn everything_that_decides_about_packets_is_read() -> Result<(), Garbled> {
     assert_eq!(ips(&service.external_ips), ["192.0.2.1", "192.0.2.2"]);
     assert_eq!(ips(&service.load_balancer_ips), ["192.0.2.3"], "neither the one of mode Proxy nor the host name");
     assert_eq!((service.internal, service.external), (TrafficPolicy::Local, TrafficPolicy::Local));
-    assert_eq!(service.affinity, Some(600));
+    assert_eq!((service.affinity, service.removed), (Some(600), RemovedEndpoints::Drain));
     let ranges: Vec<_> = service.source_ranges.iter().flatten().map(ToString::to_string).collect();
     assert_eq!(ranges, ["198.51.100.0/24", "203.0.113.7/32"]);
 
