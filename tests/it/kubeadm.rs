@@ -7,8 +7,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use proxy_tests::agent::DEADLINE;
-use proxy_tests::controlplane::{ControlPlane, Options};
+use proxy_tests::controlplane::{ControlPlane, Options, User};
 use proxy_tests::expect;
 use proxy_tests::lab::{self, Connect, Lab, LabOptions, Program, Proto};
 use proxy_tests::manifest::{service, slice};
@@ -94,7 +95,8 @@ winkernel:
 /// `command` of the container in kubeadm's DaemonSet, its environment filled in.
 const COMMAND: [&str; 3] = ["/usr/local/bin/kube-proxy", "--config=/var/lib/kube-proxy/config.conf", "--hostname-override=node1"];
 
-/// What a container has for the program: its image, the ConfigMap and the ServiceAccount, mounted where kubeadm's DaemonSet has them.
+/// What a container has for the program: its image, the ConfigMap and the ServiceAccount, mounted where kubeadm's DaemonSet has them; and the
+/// lab's bpf file system, which is below /run.
 /// The mounts are in a namespace of their own; `exec` keeps the process id.
 const CONTAINER: &str = r#"set -e
 mount -t tmpfs none /usr/local/bin
@@ -102,7 +104,12 @@ ln -s "$AGENT" /usr/local/bin/kube-proxy
 mount -t tmpfs none /var/lib
 mkdir /var/lib/kube-proxy
 mount --bind "$CONFIG_MAP" /var/lib/kube-proxy
+mount -t tmpfs none /mnt
+mkdir /mnt/bpf
+mount --bind "$BPFFS" /mnt/bpf
 mount -t tmpfs none /run
+mkdir -p "$BPFFS"
+mount --bind /mnt/bpf "$BPFFS"
 mkdir -p /var/run/secrets/kubernetes.io/serviceaccount
 mount --bind "$SERVICE_ACCOUNT" /var/run/secrets/kubernetes.io/serviceaccount
 exec "$@""#;
@@ -110,15 +117,74 @@ exec "$@""#;
 #[test]
 fn the_stock_config_map_and_arguments_drive_the_agent() {
     if lab::available() {
-        run(stock).unwrap_or_else(|error| panic!("{error:?}"));
+        run(stock, |_| String::new()).unwrap_or_else(|error| panic!("{error:?}"));
     }
 }
 
 #[test]
 fn a_config_map_that_is_swapped_counts_without_a_restart() {
     if lab::available() {
-        run(swapped).unwrap_or_else(|error| panic!("{error:?}"));
+        run(swapped, |_| String::new()).unwrap_or_else(|error| panic!("{error:?}"));
     }
+}
+
+/// The same with eBPF, which our own document beside kube-proxy's asks for.
+#[test]
+fn a_config_map_that_is_swapped_counts_without_a_restart_of_ebpf() {
+    if lab::available() {
+        run(swapped, ebpf).unwrap_or_else(|error| panic!("{error:?}"));
+    }
+}
+
+fn ebpf(lab: &Lab) -> String {
+    let node = lab.node(1);
+    format!(
+        "---\napiVersion: proxy-agent.io/v1alpha1\nkind: ProxyAgentConfiguration\nmode: ebpf\nbpfPinPath: {}\ncgroup: {}\n",
+        node.bpffs().join("proxy-agent").display(),
+        node.cgroup().display()
+    )
+}
+
+/// CLI-05: it waits for the Node, which is made only then, and ends; nothing serves.
+#[test]
+fn what_needs_more_rights_is_done_beforehand() {
+    if lab::available() {
+        prepares().unwrap_or_else(|error| panic!("{error:?}"));
+    }
+}
+
+fn prepares() -> Result<()> {
+    let (lab, plane) = cluster()?;
+    let mut command = Command::new(proxy_tests::agent::program()?);
+    // What belongs to the whole machine stays as it is.
+    command.args(["--init-only", "--hostname-override=node1", "--conntrack-max-per-core=0", "--proxy-mode=nftables"]);
+    command.args(["--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0"]);
+    command.arg("--kubeconfig").arg(plane.kubeconfig(User::KubeProxy));
+    let mut agent = lab.spawn_on_node(1, command)?;
+    agent.wait_for_log(DEADLINE, "node node1: waiting for it")?;
+    ensure!(agent.ended()?.is_none(), "it has not waited\n{}", agent.tail());
+    plane.add_node(NODE, &lab.node(1).addresses())?;
+    let status = agent.wait(DEADLINE)?;
+    ensure!(status.success() && agent.log().contains("everything is prepared"), "{status}\n{}", agent.tail());
+    ensure!(tables(&lab)?.is_empty(), "Services are not its business: {}", tables(&lab)?);
+    Ok(())
+}
+
+/// The tables of nftables on the node.
+fn tables(lab: &Lab) -> Result<String> {
+    let mut command = Command::new("nft");
+    command.args(["list", "tables"]);
+    let output = lab.output_on_node(1, command)?;
+    ensure!(output.status.success(), "{output:?}");
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn cluster() -> Result<(Lab, ControlPlane)> {
+    let lab = Lab::new(LabOptions::default())?;
+    let (netns, addresses) = (Some(lab.node(1).netns().to_owned()), lab.node(1).addresses().to_vec());
+    let mut plane = ControlPlane::start(Options { netns, addresses, ..Options::default() })?;
+    plane.wait_ready(START)?;
+    Ok((lab, plane))
 }
 
 /// A ConfigMap as kubelet mounts it: its files are links through `..data`, which is swapped as a whole.
@@ -158,24 +224,25 @@ struct Rig {
     agent: Program,
     config_map: ConfigMap,
     kubeconfig: String,
+    /// Our document, beside kube-proxy's.
+    own: String,
     _service_account: TempDir,
 }
 
-fn run(test: fn(&mut Rig) -> Result<()>) -> Result<()> {
-    let lab = Lab::new(LabOptions::default())?;
-    let (netns, addresses) = (Some(lab.node(1).netns().to_owned()), lab.node(1).addresses().to_vec());
-    let mut plane = ControlPlane::start(Options { netns, addresses, ..Options::default() })?;
-    plane.wait_ready(START)?;
+fn run(test: fn(&mut Rig) -> Result<()>, own: fn(&Lab) -> String) -> Result<()> {
+    let (lab, plane) = cluster()?;
     plane.add_node(NODE, &lab.node(1).addresses())?;
     let service_account = service_account(&plane)?;
     let kubeconfig = kubeconfig(&plane.url());
-    let config_map = ConfigMap::new(&[("config.conf", CONFIGURATION), ("kubeconfig.conf", &kubeconfig)])?;
+    let own = own(&lab);
+    let config_map = ConfigMap::new(&[("config.conf", &(CONFIGURATION.to_owned() + &own)), ("kubeconfig.conf", &kubeconfig)])?;
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation=private", "sh", "-c", CONTAINER, "sh"]).args(COMMAND);
     command.env("AGENT", proxy_tests::agent::program()?);
+    command.env("BPFFS", lab.node(1).bpffs());
     command.env("CONFIG_MAP", config_map.dir.path()).env("SERVICE_ACCOUNT", service_account.path());
     let agent = lab.spawn_on_node(1, command)?;
-    let mut rig = Rig { lab, plane, agent, config_map, kubeconfig, _service_account: service_account };
+    let mut rig = Rig { lab, plane, agent, config_map, kubeconfig, own, _service_account: service_account };
     let result = rig.begin().and_then(|()| test(&mut rig));
     result.with_context(|| rig.agent.tail())
 }
@@ -220,8 +287,7 @@ impl Rig {
     }
 
     fn swap(&mut self, configuration: &str) -> Result<()> {
-        let kubeconfig = self.kubeconfig.clone();
-        self.config_map.write(&[("config.conf", configuration), ("kubeconfig.conf", &kubeconfig)])
+        self.config_map.write(&[("config.conf", &(configuration.to_owned() + &self.own)), ("kubeconfig.conf", &self.kubeconfig)])
     }
 }
 
@@ -242,7 +308,16 @@ fn stock(rig: &mut Rig) -> Result<()> {
     // What changes goes on to count.
     rig.plane.kubectl(&["apply", "-f", "-"], Some(&slice("web", "TCP", &[("10.1.2.3", true)])))?;
     expect::reaches(&rig.lab, "a1", "10.96.0.10:80/tcp", &["b2"])?;
-    rig.agent.ended()?.map_or(Ok(()), |status| anyhow::bail!("the agent ended: {status}"))
+    // It ends when it is asked to, and leaves what it has programmed; kube-proxy's flag removes that.
+    rig.agent.signal(Signal::SIGTERM)?;
+    let status = rig.agent.wait(DEADLINE)?;
+    ensure!(status.success(), "the agent ended with {status}");
+    ensure!(tables(&rig.lab)?.contains("proxy-agent"), "{}", tables(&rig.lab)?);
+    let mut command = Command::new(proxy_tests::agent::program()?);
+    command.arg("--cleanup").arg("--bpf-pin-path").arg(rig.lab.node(1).bpffs().join("proxy-agent"));
+    let output = rig.lab.output_on_node(1, command)?;
+    ensure!(output.status.success() && tables(&rig.lab)?.is_empty(), "{output:?}\n{}", tables(&rig.lab)?);
+    Ok(())
 }
 
 /// W-16

@@ -1,5 +1,7 @@
 //! The behaviours that scenarios name: an area and a number, one testable behaviour of kube-proxy each.
 
+mod config;
+
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -196,7 +198,7 @@ const SHOWN: [Area; 10] = [
 ];
 
 /// The other areas, and how many behaviours each has.
-const OTHERS: [(&str, u32); 6] = [("CT", 15), ("SYNC", 18), ("HC", 13), ("MET", 14), ("API", 9), ("CFG", 16)];
+const OTHERS: [(&str, u32); 5] = [("CT", 15), ("SYNC", 18), ("HC", 13), ("MET", 14), ("API", 9)];
 
 /// What of those scenarios name.
 const SYNC: [(&str, &str); 5] = [
@@ -222,7 +224,7 @@ const fn nowhere(id: &'static str, why: &'static str) -> Elsewhere {
 }
 
 /// All behaviours of those areas that no scenario shows.
-pub const ELSEWHERE: &[Elsewhere] = &[
+const ELSEWHERE: &[Elsewhere] = &[
     nowhere("SVC-11", "health checks of Services are a server's answers, not what becomes of a Service's packets: to come with area HC"),
     nowhere("SVC-13", "a feature gate of kube-proxy that is on by default; there is no such switch here"),
     Elsewhere {
@@ -266,9 +268,19 @@ pub const ELSEWHERE: &[Elsewhere] = &[
     },
 ];
 
+/// All areas whose every behaviour has to be shown.
+fn areas() -> impl Iterator<Item = &'static Area> {
+    SHOWN.iter().chain(&config::AREAS)
+}
+
+/// All behaviours of those areas that no scenario shows.
+pub fn elsewhere() -> impl Iterator<Item = &'static Elsewhere> {
+    ELSEWHERE.iter().chain(config::ELSEWHERE)
+}
+
 /// Whether there is a behaviour of this ID.
 pub fn exists(id: &str) -> bool {
-    let shown = SHOWN.iter().any(|area| (1..=area.behaviours.len()).any(|number| id == format!("{}-{number:02}", area.name)));
+    let shown = areas().any(|area| (1..=area.behaviours.len()).any(|number| id == format!("{}-{number:02}", area.name)));
     shown || OTHERS.iter().any(|(area, count)| (1..=*count).any(|number| id == format!("{area}-{number:02}")))
 }
 
@@ -288,7 +300,7 @@ pub fn shown(scenarios: &[Scenario]) -> BTreeMap<&str, Vec<&str>> {
 
 /// The IDs that have to be shown, with what each is.
 pub fn wanted() -> impl Iterator<Item = (&'static str, String, &'static str)> {
-    SHOWN.iter().flat_map(|area| {
+    areas().flat_map(|area| {
         let numbered = area.behaviours.iter().zip(1..);
         numbered.map(|(what, number)| (area.name, format!("{}-{number:02}", area.name), *what))
     })
@@ -304,7 +316,7 @@ pub fn page(scenarios: &[Scenario]) -> String {
          This page is written by `UPDATE_GOLDEN=1 cargo test -p proxy-tests --test it -- behaviours`, which fails where a behaviour is\n\
          shown by nothing.\n",
     );
-    for area in &SHOWN {
+    for area in areas() {
         let rows = wanted().filter(|(name, _, _)| *name == area.name).map(|(_, id, what)| row(&id, what, &shown)).collect::<String>();
         table(&mut page, &format!("{}: {}", area.name, area.about), &rows);
     }
@@ -320,7 +332,7 @@ fn table(page: &mut String, heading: &str, rows: &str) {
 
 fn row(id: &str, what: &str, shown: &BTreeMap<&str, Vec<&str>>) -> String {
     let scenarios = shown.get(id).into_iter().flatten().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    let elsewhere = ELSEWHERE.iter().find(|elsewhere| elsewhere.id == id).map(|Elsewhere { test, why, .. }| match test {
+    let elsewhere = elsewhere().find(|elsewhere| elsewhere.id == id).map(|Elsewhere { test, why, .. }| match test {
         Some(test) => format!("none: {why}; `{}`", test.replace(' ', "` `")),
         None => format!("none: {why}"),
     });
@@ -330,12 +342,12 @@ fn row(id: &str, what: &str, shown: &BTreeMap<&str, Vec<&str>>) -> String {
 /// What is wrong with scenarios, list and page: nothing if nothing is.
 pub fn gaps(scenarios: &[Scenario]) -> Vec<String> {
     let shown = shown(scenarios);
-    let listed = |id: &str| ELSEWHERE.iter().any(|elsewhere| elsewhere.id == id);
+    let listed = |id: &str| elsewhere().any(|elsewhere| elsewhere.id == id);
     let missing =
         wanted().filter(|(_, id, _)| !shown.contains_key(&**id) && !listed(id)).map(|(_, id, what)| format!("nothing shows {id}: {what}"));
-    let twice = ELSEWHERE.iter().filter(|elsewhere| shown.contains_key(elsewhere.id));
+    let twice = elsewhere().filter(|elsewhere| shown.contains_key(elsewhere.id));
     let twice = twice.map(|elsewhere| format!("{}: a scenario shows it, so it needs no entry in ELSEWHERE", elsewhere.id));
-    let unknown = ELSEWHERE.iter().filter(|elsewhere| !exists(elsewhere.id)).map(|elsewhere| format!("{} is no behaviour", elsewhere.id));
+    let unknown = elsewhere().filter(|elsewhere| !exists(elsewhere.id)).map(|elsewhere| format!("{} is no behaviour", elsewhere.id));
     let sync = |id: &str| SYNC.iter().any(|(known, _)| *known == id);
     let untold = shown.keys().filter(|id| id.starts_with("SYNC") && !sync(id)).map(|id| format!("{id}: say in SYNC what it is"));
     missing.chain(twice).chain(unknown).chain(untold).collect()
