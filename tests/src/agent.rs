@@ -205,7 +205,7 @@ fn output(lab: &Lab, node: u8, command: Command) -> Result<String> {
 }
 
 /// The program under test, wherever Cargo has put it.
-fn program() -> Result<PathBuf> {
+pub fn program() -> Result<PathBuf> {
     if let Some(path) = env::var_os("PROXY_AGENT") {
         return Ok(path.into());
     }

@@ -69,6 +69,7 @@ fn arg(field: &'static Field, flag: &'static str) -> Arg {
 fn value_name(form: Form) -> &'static str {
     match form {
         Form::Text => "TEXT",
+        Form::Name => "NAME",
         Form::Bool => "BOOL",
         Form::Int | Form::Level => "NUMBER",
         Form::Float => "FLOAT",

@@ -71,13 +71,13 @@ impl RunArgs {
         }
         let launch = self.launch();
         let loaded = launch.load()?;
-        if let Some(path) = &self.write_config_to {
-            return fs::write(path, loaded.file()?).with_context(|| format!("{}: cannot be written", path.display()));
-        }
         let (format, level) = loaded.log();
         log::start(format, &level)?;
         loaded.introduce(&launch);
         loaded.report();
+        if let Some(path) = &self.write_config_to {
+            return fs::write(path, loaded.file()?).with_context(|| format!("{}: cannot be written", path.display()));
+        }
         if self.cleanup {
             if loaded.config.remove_kube_proxy_rules {
                 coexist::remove()?;

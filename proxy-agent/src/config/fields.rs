@@ -12,6 +12,8 @@ use super::validate;
 pub enum Form {
     /// Any text.
     Text,
+    /// A name, in lower case and without blanks around it.
+    Name,
     /// Go's words for true and false; the flag alone is true.
     Bool,
     /// A 32-bit number.
@@ -98,7 +100,7 @@ pub const FIELDS: &[Field] = &[
     ignored("logging.options.text.infoBufferSize", "log-text-info-buffer-size", Form::Amount, "Nothing: each line is written at once."),
     ignored("logging.options.json.splitStream", "log-json-split-stream", Form::Bool, "Nothing: all lines go to standard error."),
     ignored("logging.options.json.infoBufferSize", "log-json-info-buffer-size", Form::Amount, "Nothing: each line is written at once."),
-    field("hostnameOverride", "hostname-override", Form::Text, "Name of this node's Node object; the host's name if empty."),
+    field("hostnameOverride", "hostname-override", Form::Name, "Name of this node's Node object; the host's name if empty."),
     field(
         "bindAddress",
         "bind-address",
@@ -291,6 +293,10 @@ impl Field {
     pub fn parse(&self, text: &str) -> Result<Value, String> {
         Ok(match self.form {
             Form::Text => text.into(),
+            Form::Name => match &*text.trim().to_lowercase() {
+                "" if !text.is_empty() => return Err("empty".into()),
+                name => name.into(),
+            },
             Form::Bool => go::boolean(text)?.into(),
             Form::Int => text.parse::<i32>().map_err(|_| format!("{text:?} is not a whole number of 32 bits"))?.into(),
             Form::Level => text.parse::<u32>().map_err(|_| format!("{text:?} is not a number"))?.into(),

@@ -141,7 +141,7 @@ pub fn boolean(text: &str) -> Result<bool, String> {
 
 /// An amount of bytes, of which only this matters: whether there is any. Kept as it was written.
 pub fn amount(text: &str) -> Result<f64, String> {
-    const SUFFIXES: [&str; 17] = ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei", "n", "u", "m", "k", "K", "M", "G", "T", "P", "E", ""];
+    const SUFFIXES: [&str; 16] = ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei", "n", "u", "m", "k", "M", "G", "T", "P", "E", ""];
     let number = SUFFIXES.iter().find_map(|suffix| text.strip_suffix(suffix)).unwrap_or(text);
     number.parse().map_err(|_| format!("{text:?} is not an amount of bytes such as 512 or 64Ki"))
 }
@@ -186,7 +186,7 @@ mod tests {
     #[test]
     fn amounts_of_bytes() {
         assert_eq!(amount("0"), Ok(0.0));
-        assert!(amount("64Ki").is_ok_and(|n| n > 0.0) && amount("1K").is_ok_and(|n| n > 0.0));
-        assert!(amount("Ki").is_err() && amount("many").is_err());
+        assert!(amount("64Ki").is_ok_and(|n| n > 0.0) && amount("1k").is_ok_and(|n| n > 0.0));
+        assert!(amount("Ki").is_err() && amount("1K").is_err() && amount("many").is_err());
     }
 }

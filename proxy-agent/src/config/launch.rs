@@ -89,6 +89,9 @@ impl KubeProxyConfiguration {
         if self.detect_local_mode.is_empty() {
             "ClusterCIDR".clone_into(&mut self.detect_local_mode);
         }
+        if self.mode == "nftables" && self.node_port_addresses.is_empty() {
+            self.node_port_addresses.push("primary".into());
+        }
         self.name_ports(beside.healthz_port, beside.metrics_port);
     }
 }

@@ -89,6 +89,25 @@ fn servers_listen_by_the_family_of_the_bind_address() {
     }
 }
 
+/// CFG-13
+#[test]
+fn what_is_of_another_family_than_the_node_is_named() {
+    let mismatches = |text: &str| {
+        let loaded = good(&format!("{HEAD}{text}"), &[]);
+        resolve::family_mismatches(&loaded.kube_proxy, &loaded.config)
+    };
+    let others = "metricsBindAddress: 127.0.0.1\nhealthzBindAddress: 192.0.2.1\nclusterCIDR: 10.1.0.0/16\n";
+    assert_eq!(mismatches(others), Vec::<String>::new(), "nothing tells the Node's family");
+    assert_eq!(mismatches(&format!("{others}bindAddress: 192.0.2.2\n")), Vec::<String>::new());
+    let found = mismatches(&format!("{others}bindAddress: fd00::1\n"));
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert!(found[0].starts_with("healthzBindAddress: 192.0.2.1:10256 is not of family IPv6, but bindAddress is fd00::1"), "{found:?}");
+    assert!(found[2].starts_with("clusterCIDR: 10.1.0.0/16 has nothing of family IPv6"), "{found:?}");
+    // Ranges of both families, and addresses that are all of one.
+    let dual = "bindAddress: fd00::1\nclusterCIDR: \"10.1.0.0/16,fd00::/48\"\nhealthzBindAddress: 0.0.0.0\n";
+    assert_eq!(mismatches(dual), Vec::<String>::new());
+}
+
 /// CFG-05, CFG-08
 #[test]
 fn the_section_of_the_mode_counts() {

@@ -4,6 +4,8 @@
 //! file ─ read ─▶ KubeProxyConfiguration, ProxyAgentConfiguration ─ defaults, flags ─▶ resolve (validates) ─▶ Config
 //! ```
 
+#[cfg(test)]
+mod docs;
 pub mod fields;
 pub mod gates;
 pub mod go;

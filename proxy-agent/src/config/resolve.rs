@@ -195,7 +195,9 @@ pub(super) fn report(config: &KubeProxyConfiguration, resolved: &Config) {
         let what = if settings.open_unnamed_families { "on all of them" } else { "on none; openUnnamedFamilies opens them" };
         warn!("nodePortAddresses: names nothing of {family}: its NodePorts are served {what}");
     }
-    family_mismatches(config, resolved);
+    for mismatch in family_mismatches(config, resolved) {
+        warn!("{mismatch}");
+    }
     for (name, on) in &config.feature_gates {
         if !matches!(&**name, "KubeProxyIPVS" | "LoggingAlphaOptions" | "LoggingBetaOptions" | "AllAlpha" | "AllBeta") {
             warn!("featureGates: {name}={on} changes nothing here");
@@ -209,18 +211,21 @@ pub(super) fn report(config: &KubeProxyConfiguration, resolved: &Config) {
     }
 }
 
-/// CFG-13: what is of another family than the Node's first address, as far as the configuration tells.
-fn family_mismatches(config: &KubeProxyConfiguration, resolved: &Config) {
-    let Some(primary) = resolved.settings.bind_address.map(Family::of) else { return };
+/// CFG-13: what is of another family than the Node, as far as the configuration tells that.
+pub(super) fn family_mismatches(config: &KubeProxyConfiguration, resolved: &Config) -> Vec<String> {
+    let Some(primary) = resolved.settings.bind_address.map(Family::of) else { return Vec::new() };
+    let mut found = Vec::new();
+    let mut flaw = |path: &str, what: String| found.push(format!("{path}: {what}, but bindAddress is {}", config.bind_address));
     for (path, address) in [("healthzBindAddress", resolved.healthz), ("metricsBindAddress", resolved.metrics)] {
         if let Some(address) = address.filter(|address| !address.ip().is_unspecified() && Family::of(address.ip()) != primary) {
-            warn!("{path}: {address} is not of the family of bindAddress, {}", config.bind_address);
+            flaw(path, format!("{address} is not of family {primary}"));
         }
     }
     if let LocalDetection::ClusterCidrs(cidrs) = &resolved.settings.local
         && !cidrs.is_empty()
         && cidrs.iter().all(|cidr| cidr.family() != primary)
     {
-        warn!("clusterCIDR: {} has nothing of the family of bindAddress, {}", config.cluster_cidr, config.bind_address);
+        flaw("clusterCIDR", format!("{} has nothing of family {primary}", config.cluster_cidr));
     }
+    found
 }

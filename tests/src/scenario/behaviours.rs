@@ -1,5 +1,7 @@
 //! The behaviours that scenarios name: an area and a number, one testable behaviour of kube-proxy each.
 
+mod cluster;
+mod config;
 mod serving;
 
 use std::collections::BTreeMap;
@@ -219,16 +221,7 @@ const SHOWN: [Area; 11] = [
 ];
 
 /// The other areas, and how many behaviours each has.
-const OTHERS: [(&str, u32); 6] = [("SYNC", 18), ("E2E", 9), ("HC", 13), ("MET", 14), ("API", 9), ("CFG", 16)];
-
-/// What of those scenarios name.
-const SYNC: [(&str, &str); 5] = [
-    ("SYNC-01", "nothing is written before Services and EndpointSlices are listed"),
-    ("SYNC-02", "what is programmed stays in force through a restart"),
-    ("SYNC-06", "a change touches what it changes"),
-    ("SYNC-13", "the end of the proxy leaves everything in force"),
-    ("SYNC-16", "ServiceCIDRs that come and go"),
-];
+const OTHERS: [(&str, u32); 1] = [("E2E", 9)];
 
 /// A behaviour that no scenario shows.
 pub struct Elsewhere {
@@ -250,7 +243,7 @@ const fn nowhere(id: &'static str, why: &'static str) -> Elsewhere {
 }
 
 /// All behaviours of those areas that no scenario shows.
-pub const ELSEWHERE: &[Elsewhere] = &[
+const ELSEWHERE: &[Elsewhere] = &[
     Elsewhere {
         id: "SVC-11",
         test: Some("tests/it/serve.rs health_checks_of_a_service_are_answered_as_kube_proxy_answers_them"),
@@ -302,21 +295,21 @@ pub const ELSEWHERE: &[Elsewhere] = &[
     sysctl("CT-13", "proxy-agent/src/sysctl/tests.rs table_and_hash_are_only_ever_raised"),
     sysctl("CT-14", "proxy-agent/src/sysctl/tests.rs the_defaults_are_kube_proxys"),
     sysctl("CT-15", "proxy-agent/src/sysctl/tests.rs what_is_asked_for_is_set"),
-    Elsewhere {
-        id: "SYNC-01",
-        test: Some("proxy-agent/src/agent/tests.rs nothing_is_read_or_written_before_both_lists_are_complete"),
-        why: "a scenario begins with a complete list",
-    },
 ];
 
-/// All of those, and the answers of servers.
+/// All areas whose every behaviour has to be shown.
+fn areas() -> impl Iterator<Item = &'static Area> {
+    SHOWN.iter().chain(&cluster::AREAS).chain(&serving::AREAS).chain(&config::AREAS)
+}
+
+/// All behaviours of those areas that no scenario shows.
 pub fn elsewhere() -> impl Iterator<Item = &'static Elsewhere> {
-    ELSEWHERE.iter().chain(serving::ELSEWHERE)
+    ELSEWHERE.iter().chain(cluster::ELSEWHERE).chain(serving::ELSEWHERE).chain(config::ELSEWHERE)
 }
 
 /// Whether there is a behaviour of this ID.
 pub fn exists(id: &str) -> bool {
-    let shown = SHOWN.iter().any(|area| (1..=area.behaviours.len()).any(|number| id == format!("{}-{number:02}", area.name)));
+    let shown = areas().any(|area| (1..=area.behaviours.len()).any(|number| id == format!("{}-{number:02}", area.name)));
     shown || OTHERS.iter().any(|(area, count)| (1..=*count).any(|number| id == format!("{area}-{number:02}")))
 }
 
@@ -336,7 +329,7 @@ pub fn shown(scenarios: &[Scenario]) -> BTreeMap<&str, Vec<&str>> {
 
 /// The IDs that have to be shown, with what each is.
 pub fn wanted() -> impl Iterator<Item = (&'static str, String, &'static str)> {
-    SHOWN.iter().chain(&serving::AREAS).flat_map(|area| {
+    areas().flat_map(|area| {
         let numbered = area.behaviours.iter().zip(1..);
         numbered.map(|(what, number)| (area.name, format!("{}-{number:02}", area.name), *what))
     })
@@ -352,14 +345,10 @@ pub fn page(scenarios: &[Scenario]) -> String {
          This page is written by `UPDATE_GOLDEN=1 cargo test -p proxy-tests --test it -- behaviours`, which fails where a behaviour is\n\
          shown by nothing.\n",
     );
-    let area = |page: &mut String, area: &Area| {
+    for area in areas() {
         let rows = wanted().filter(|(name, _, _)| *name == area.name).map(|(_, id, what)| row(&id, what, &shown)).collect::<String>();
-        table(page, &format!("{}: {}", area.name, area.about), &rows);
-    };
-    SHOWN.iter().for_each(|shown| area(&mut page, shown));
-    let rows = SYNC.iter().map(|(id, what)| row(id, what, &shown)).collect::<String>();
-    table(&mut page, "SYNC: how changes get into the kernel (what of it scenarios show)", &rows);
-    serving::AREAS.iter().for_each(|shown| area(&mut page, shown));
+        table(&mut page, &format!("{}: {}", area.name, area.about), &rows);
+    }
     page
 }
 
@@ -386,7 +375,5 @@ pub fn gaps(scenarios: &[Scenario]) -> Vec<String> {
     let twice = elsewhere().filter(|elsewhere| shown.contains_key(elsewhere.id));
     let twice = twice.map(|elsewhere| format!("{}: a scenario shows it, so it needs no entry in ELSEWHERE", elsewhere.id));
     let unknown = elsewhere().filter(|elsewhere| !exists(elsewhere.id)).map(|elsewhere| format!("{} is no behaviour", elsewhere.id));
-    let sync = |id: &str| SYNC.iter().any(|(known, _)| *known == id);
-    let untold = shown.keys().filter(|id| id.starts_with("SYNC") && !sync(id)).map(|id| format!("{id}: say in SYNC what it is"));
-    missing.chain(twice).chain(unknown).chain(untold).collect()
+    missing.chain(twice).chain(unknown).collect()
 }

@@ -68,6 +68,7 @@ pub async fn watch(config: KubeConfig, node: Arc<str>, events: Sender, metrics: 
 pub async fn reach(config: &KubeConfig, node: &str) -> anyhow::Result<()> {
     let Link { client, server } = config.link().await?;
     let deadline = tokio::time::Instant::now() + REACH;
+    let mut said = false;
     loop {
         let request = Request::get(format!("/api/v1/nodes/{node}")).body(Vec::new())?;
         let answer = match tokio::time::timeout_at(deadline, client.request_text(request)).await {
@@ -77,6 +78,9 @@ pub async fn reach(config: &KubeConfig, node: &str) -> anyhow::Result<()> {
             Ok(Err(error)) => error.into(),
             Err(_) => anyhow::anyhow!("no answer"),
         };
+        if !std::mem::replace(&mut said, true) {
+            tracing::info!("node {node}: waiting for it ({answer:#})");
+        }
         if tokio::time::Instant::now() >= deadline {
             return Err(answer).with_context(|| format!("node {node} at {server}"));
         }
