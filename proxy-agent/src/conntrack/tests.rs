@@ -159,7 +159,9 @@ fn a_cleaner_ends_all_that_has_gone_stale_and_says_how_much() {
             let mut cleaner = Cleaner::start(Vec::new(), move |cleaned| report.send(cleaned).expect("somebody listens")).expect("a thread");
             let mut forwarding = Forwarding::new(Settings::default());
             let mut follow = |endpoints: &[u8]| {
-                changes(family, endpoints).into_iter().for_each(|change| forwarding.apply(change));
+                changes(family, endpoints).into_iter().for_each(|change| {
+                    forwarding.apply(change);
+                });
                 let touched = forwarding.take_touched();
                 cleaner.follow(&forwarding, &touched);
                 reports.recv_timeout(DEADLINE).expect("a report")
