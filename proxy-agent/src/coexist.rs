@@ -1,7 +1,6 @@
 //! Another Service proxy on this node: a kube-proxy that runs, or what one has left. Two that translate the same addresses do not
 //! break each other at once (whose rules a connection meets first serves it), but what is left of one that has ended goes stale.
 
-use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -128,9 +127,7 @@ pub fn remove() -> anyhow::Result<()> {
 
 /// How it is known that a kube-proxy runs in this network namespace.
 fn running() -> Option<String> {
-    process()
-        .map(|pid| format!("pid {pid}"))
-        .or_else(|| is_bound(HEALTH_PORT, &own_sockets()).then(|| format!("port {HEALTH_PORT} is in use")))
+    process().map(|pid| format!("pid {pid}")).or_else(|| is_bound(HEALTH_PORT).then(|| format!("port {HEALTH_PORT} is in use")))
 }
 
 /// A process of that name, where such can be seen: in a container with hostPID, or on the host. An agent that was started by that name
@@ -149,28 +146,17 @@ fn process() -> Option<u32> {
     processes.into_iter().find(is_one)
 }
 
-/// The inodes of this process' sockets.
-fn own_sockets() -> HashSet<String> {
-    let descriptors = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
-    let links = descriptors.filter_map(|entry| fs::read_link(entry.path()).ok());
-    links.filter_map(|link| Some(link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned())).collect()
-}
-
-/// Whether a process of this network namespace listens on a TCP port, with another socket than one of these.
-fn is_bound(port: u16, ours: &HashSet<String>) -> bool {
-    ["/proc/net/tcp", "/proc/net/tcp6"]
-        .into_iter()
-        .filter_map(|path| fs::read_to_string(path).ok())
-        .any(|table| listens(&table, port, ours))
+/// Whether a process of this network namespace listens on a TCP port.
+fn is_bound(port: u16) -> bool {
+    ["/proc/net/tcp", "/proc/net/tcp6"].into_iter().filter_map(|path| fs::read_to_string(path).ok()).any(|table| listens(&table, port))
 }
 
 /// Whether there is a line of a listener (state 0A) in such a table.
-fn listens(table: &str, port: u16, ours: &HashSet<String>) -> bool {
+fn listens(table: &str, port: u16) -> bool {
     let suffix = format!(":{port:04X}");
     table.lines().skip(1).any(|line| {
-        let fields: Vec<&str> = line.split_whitespace().skip(1).collect();
-        let [local, _, state, _, _, _, _, _, inode, ..] = fields[..] else { return false };
-        local.ends_with(&suffix) && state == "0A" && !ours.contains(inode)
+        let mut fields = line.split_whitespace().skip(1);
+        fields.next().is_some_and(|local| local.ends_with(&suffix)) && fields.nth(1) == Some("0A")
     })
 }
 
@@ -185,19 +171,16 @@ mod tests {
         let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   \
                      0: 0100007F:2810 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1\n   \
                      1: 0100007F:1F90 0100007F:2811 01 00000000:00000000 00:00000000 00000000     0        0 1 1\n";
-        let none = HashSet::new();
-        assert!(listens(table, HEALTH_PORT, &none));
-        assert!(!listens(table, HEALTH_PORT, &HashSet::from(["1".to_owned()])), "our own");
-        assert!(!listens(table, 8080, &none), "a connection is no listener");
-        assert!(!listens(table, 10257, &none));
+        assert!(listens(table, HEALTH_PORT));
+        assert!(!listens(table, 8080), "a connection is no listener");
+        assert!(!listens(table, 10257));
     }
 
     #[test]
     fn a_port_that_somebody_listens_on_is_bound() -> anyhow::Result<()> {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").context("loopback")?;
         let port = listener.local_addr()?.port();
-        assert!(is_bound(port, &HashSet::new()));
-        assert!(!is_bound(port, &own_sockets()), "our own");
+        assert!(is_bound(port));
         drop(listener);
         Ok(())
     }
