@@ -70,12 +70,12 @@ impl Both {
             _ => "iptables",
         };
         let (ours, kube_proxys) = (leaves(&ours), leaves(&kube_proxys));
+        let json = |value: &Option<&Value>| value.map(Value::to_string).unwrap_or_default();
         let paths = ours.keys().chain(kube_proxys.keys()).collect::<std::collections::BTreeSet<_>>();
         let differing = paths.into_iter().filter(|path| {
             let (a, b) = (&ours.get(*path), &kube_proxys.get(*path));
-            let meant = DIFFERENCES.iter().any(|(field, ours, kube_proxys, _)| {
-                path == field && a.is_some_and(|a| a.to_string() == *ours) && b.is_some_and(|b| b.to_string() == *kube_proxys)
-            });
+            let meant =
+                DIFFERENCES.iter().any(|(field, ours, kube_proxys, _)| path == field && json(a) == *ours && json(b) == *kube_proxys);
             let forgotten = path.split_once('.').is_some_and(|(section, field)| {
                 // In mode ipvs, masqueradeAll is that of the section iptables.
                 let section_counts = section == active || (field == "masqueradeAll" && active == "ipvs" && section == "iptables");

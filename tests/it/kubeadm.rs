@@ -128,6 +128,14 @@ fn a_config_map_that_is_swapped_counts_without_a_restart() {
     }
 }
 
+/// It is a good one, but nothing for this host.
+#[test]
+fn a_configuration_that_cannot_be_run_gives_way_to_the_one_before() {
+    if lab::available() {
+        run(gives_way, |_| String::new()).unwrap_or_else(|error| panic!("{error:?}"));
+    }
+}
+
 /// The same with eBPF, which our own document beside kube-proxy's asks for.
 #[test]
 fn a_config_map_that_is_swapped_counts_without_a_restart_of_ebpf() {
@@ -362,5 +370,29 @@ fn swapped(rig: &mut Rig) -> Result<()> {
     ensure!(rig.agent.ended()?.is_none() && rig.agent.pid() == pid, "it is the same process");
     let name = fs::read_link(format!("/proc/{pid}/exe"))?;
     ensure!(name.file_name().is_some_and(|name| name == "proxy-agent"), "{} runs", name.display());
+    Ok(())
+}
+
+fn gives_way(rig: &mut Rig) -> Result<()> {
+    let pid = rig.agent.pid();
+    let runs = |rig: &Rig, wanted| {
+        rig.lab.wait(DEADLINE, &format!("run number {wanted} to serve"), || {
+            let runs = rig.agent.log().matches("first sync").count();
+            Ok(if runs == wanted { Seen::Done(()) } else { Seen::not_yet(runs) })
+        })
+    };
+    // Maps cannot be pinned there.
+    rig.swap(&format!(
+        "{CONFIGURATION}---\napiVersion: proxy-agent.io/v1alpha1\nkind: ProxyAgentConfiguration\nmode: ebpf\nbpfPinPath: /proc/none\n"
+    ))?;
+    rig.agent.wait_for_log(DEADLINE, "what was there before is back")?;
+    runs(rig, 2)?;
+    rig.reaches("10.96.0.10:80/tcp")?;
+    rig.swap(&CONFIGURATION.replace("verbosity: 0", "verbosity: 4"))?;
+    runs(rig, 3)?;
+    rig.reaches("10.96.0.10:80/tcp")?;
+    // It was tried once only.
+    let tried = rig.agent.log().matches("what was there before is back").count();
+    ensure!(tried == 1 && rig.agent.ended()?.is_none() && rig.agent.pid() == pid, "tried {tried} times, in one process");
     Ok(())
 }

@@ -173,3 +173,32 @@ fn is_link_local(ip: IpAddr) -> bool {
         IpAddr::V6(ip) => ip.is_unicast_link_local(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::NodePortAddresses;
+
+    /// API-03
+    #[test]
+    fn the_bind_address_is_the_nodes_in_its_family() {
+        let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let around = |bind_address: Option<IpAddr>| {
+            let node_ports = NodePortAddresses { primary: true, cidrs: Vec::new() };
+            let mut around = Surroundings::new(Settings { bind_address, node_ports, ..Settings::default() });
+            around.set_node(Some(Node { ips: [ip("10.0.0.1"), ip("fd00::1")].into(), ..Node::default() }));
+            around.set_host([ip("10.0.0.1"), ip("10.0.0.2"), ip("fd00::1")].into());
+            let served = |family| match around.node_ports(family) {
+                NodePortScope::These(addresses) => addresses.into_iter().collect::<Vec<_>>(),
+                NodePortScope::Any => panic!("everywhere"),
+            };
+            (Family::ALL.map(|family| around.node_ip(family)), Family::ALL.map(served))
+        };
+        let by_node = around(None);
+        assert_eq!(by_node, ([Some(ip("10.0.0.1")), Some(ip("fd00::1"))], [vec![ip("10.0.0.1")], vec![ip("fd00::1")]]));
+        let overridden = around(Some(ip("10.0.0.2")));
+        assert_eq!(overridden, ([Some(ip("10.0.0.2")), Some(ip("fd00::1"))], [vec![ip("10.0.0.2")], vec![ip("fd00::1")]]));
+        // One that the host does not have serves no NodePort.
+        assert_eq!(around(Some(ip("fd00::2"))).1, [vec![ip("10.0.0.1")], vec![]]);
+    }
+}

@@ -2,16 +2,16 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use clap::Args;
 use tokio::runtime::Runtime;
-use tracing::info;
+use tracing::{error, info};
 
 use super::fields::FieldFlags;
 use crate::config::resolve::Beside;
-use crate::config::{Changes, Launch, Loaded, go};
+use crate::config::{Changes, Launch, Loaded, go, reload};
 use crate::run::{self, Ending};
 use crate::{coexist, log};
 
@@ -19,6 +19,8 @@ use crate::{coexist, log};
 const KUBE_PROXY: &str = "v1.37";
 /// What still runs in threads when a run ends may take this long: it is about to write to the kernel.
 const LAST_WORDS: Duration = Duration::from_secs(10);
+/// A configuration that has run for so long can be run: what ends it then is something else.
+const TRIAL: Duration = Duration::from_secs(60);
 
 /// Flags that are of no field of the configuration.
 #[derive(Debug, Args)]
@@ -103,24 +105,31 @@ impl RunArgs {
 }
 
 /// Serves until a signal ends it. Each configuration has a runtime of its own, so that nothing of one is left in the next; the kernel keeps
-/// what is programmed meanwhile, and the next run starts from that.
+/// what is programmed meanwhile, and the next run starts from that. A change that this host cannot run gives way to what was there before.
 fn serve(launch: Launch, mut loaded: Loaded) -> anyhow::Result<()> {
+    let (mut before, mut refused) = (None, None);
+    let format = loaded.log().0;
     loop {
+        let start = Instant::now();
         let runtime = runtime()?;
-        let changes = Changes::new(launch.clone(), loaded.clone());
+        let changes = Changes::new(launch.clone(), loaded.clone(), refused.take());
         let ending = runtime.block_on(run::run(loaded.config.clone(), changes));
         runtime.shutdown_timeout(LAST_WORDS);
-        match ending? {
-            Ending::Stopped => return Ok(()),
-            Ending::Changed(next) => {
-                if next.log().0 != loaded.log().0 {
-                    info!("logging.format: counts from the next start of the process");
-                }
-                loaded = *next;
-                log::set_level(&loaded.log().1)?;
-                loaded.report();
+        match (ending, before.take()) {
+            (Ok(Ending::Stopped), _) => return Ok(()),
+            (Ok(Ending::Changed(next)), _) => before = Some(std::mem::replace(&mut loaded, *next)),
+            (Err(error), Some(last)) if start.elapsed() < TRIAL => {
+                error!("what has changed cannot be run, so that what was there before is back: {error:#}");
+                refused = Some(std::mem::replace(&mut loaded, last));
+                loaded.config.notices.push(reload::invalid(&error));
             }
+            (Err(error), _) => return Err(error),
         }
+        if loaded.log().0 != format {
+            info!("logging.format: counts from the next start of the process");
+        }
+        log::set_level(&loaded.log().1)?;
+        loaded.report();
     }
 }
 

@@ -302,3 +302,20 @@ fn what_is_called_as_kube_proxy_is_run() {
     let error = format!("{:#}", args.run().expect_err("CLI-06"));
     assert!(error.contains("flags only") && error.contains("positional"), "{error}");
 }
+
+#[test]
+fn completions_and_man_pages_have_every_flag() {
+    use clap::CommandFactory;
+
+    Cli::command().debug_assert();
+    let mut completions = Vec::new();
+    clap_complete::generate(clap_complete::Shell::Bash, &mut Cli::command(), "proxy-agent", &mut completions);
+    let completions = String::from_utf8(completions).expect("text");
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    clap_mangen::generate_to(Cli::command(), dir.path()).expect("man pages");
+    let page = fs::read_to_string(dir.path().join("proxy-agent-run.1")).expect("the page of run").replace('\\', "");
+    for flag in FIELDS.iter().filter_map(|field| field.flag).chain(["config", "write-config-to", "cleanup", "init-only", "master"]) {
+        let flag = format!("--{flag}");
+        assert!(completions.contains(&flag) && page.contains(&flag), "{flag}");
+    }
+}

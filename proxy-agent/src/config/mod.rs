@@ -13,7 +13,7 @@ pub mod kube_proxy;
 pub mod launch;
 pub mod own;
 pub mod read;
-mod reload;
+pub mod reload;
 pub mod resolve;
 pub mod validate;
 

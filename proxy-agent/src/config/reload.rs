@@ -6,18 +6,20 @@ use tracing::{info, warn};
 
 use super::{Launch, Loaded};
 use crate::bell::Bell;
-use crate::recorder::{Recorder, Severity};
+use crate::recorder::{Notice, Recorder, Regarding, Severity};
 
 /// Where changes of the configuration come from.
 pub struct Changes {
     launch: Launch,
     current: Loaded,
+    /// What this host cannot run.
+    refused: Option<Loaded>,
 }
 
 impl Changes {
-    /// Changes of what was loaded.
-    pub fn new(launch: Launch, current: Loaded) -> Self {
-        Self { launch, current }
+    /// Changes of what was loaded, but not to what has been refused.
+    pub fn new(launch: Launch, current: Loaded, refused: Option<Loaded>) -> Self {
+        Self { launch, current, refused }
     }
 
     /// Waits for a configuration that is another and can be used. What cannot be used is reported, once for each content, and the one
@@ -34,6 +36,7 @@ impl Changes {
             if seen.as_ref() != Some(&content) {
                 seen = Some(content);
                 match self.launch.load() {
+                    Ok(next) if self.refused.as_ref().is_some_and(|refused| refused.changes(&next).is_empty()) => {}
                     Ok(next) => match &*self.current.changes(&next) {
                         [] => {}
                         paths => {
@@ -43,13 +46,19 @@ impl Changes {
                     },
                     Err(error) => {
                         warn!("{}: has changed and cannot be used, so that what was there before stays: {error:#}", file.display());
-                        recorder.node(Severity::Warning, "InvalidConfiguration", format!("{error:#}"));
+                        recorder.record(invalid(&error));
                     }
                 }
             }
             bell.rung().await;
         }
     }
+}
+
+/// The event of a configuration that cannot be used.
+pub fn invalid(error: &anyhow::Error) -> Notice {
+    let note = format!("{error:#}");
+    Notice { regarding: Regarding::Node, severity: Severity::Warning, reason: "InvalidConfiguration", note }
 }
 
 fn folder(file: &Path) -> PathBuf {
