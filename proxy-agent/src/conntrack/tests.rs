@@ -134,7 +134,7 @@ fn a_flow_that_has_begun_anew_is_another() {
 }
 
 /// Service `dns` with these endpoints.
-fn changes(family: Family, protocol: Protocol, endpoints: &[u8]) -> [Change; 2] {
+fn serve(family: Family, protocol: Protocol, endpoints: &[u8]) -> [Change; 2] {
     let (name, port) = (ObjectName::new("default", "dns"), ServicePort { name: "".into(), protocol, port: 53, node_port: 0 });
     let service = Service { cluster_ips: [ip(family, 1)].into(), ports: [port].into(), ..Service::default() };
     let ports = [SlicePort { name: "".into(), protocol, port: 5353 }].into();
@@ -154,11 +154,14 @@ fn a_cleaner_ends_all_that_has_gone_stale_and_says_how_much() {
             let (stale, kept, others) = (flow(family, protocol, 1, 100), flow(family, protocol, 1, 101), flow(family, protocol, 9, 100));
             (1..=FLOWS).for_each(|port| remember(&mut socket, &stale, port, 0));
             [&kept, &others].into_iter().zip(60_000..).for_each(|(flow, port)| remember(&mut socket, flow, port, 0));
+            let changes = |family, endpoints: &[u8]| serve(family, protocol, endpoints);
             let (report, reports) = mpsc::channel();
             let mut cleaner = Cleaner::start(Vec::new(), move |cleaned| report.send(cleaned).expect("somebody listens")).expect("a thread");
             let mut forwarding = Forwarding::new(Settings::default());
             let mut follow = |endpoints: &[u8]| {
-                changes(family, protocol, endpoints).into_iter().for_each(|change| forwarding.apply(change));
+                changes(family, endpoints).into_iter().for_each(|change| {
+                    forwarding.apply(change);
+                });
                 let touched = forwarding.take_touched();
                 cleaner.follow(&forwarding, &touched);
                 reports.recv_timeout(DEADLINE).expect("a report")
