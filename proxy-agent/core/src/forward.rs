@@ -267,7 +267,8 @@ impl Forwarding {
         }
         let key = PortKey { name: port.name.clone(), protocol: port.protocol, family };
         let Usable { cluster, local, here } = usable;
-        Route { key, cluster_ip, cluster, local, here, affinity: service.affinity, tracked: service.removed.cuts(), entries }
+        let tracked = service.removed.tracks(port.protocol);
+        Route { key, cluster_ip, cluster, local, here, affinity: service.affinity, tracked, entries }
     }
 
     fn case(&self, service: &Service, usable: &Usable, family: Family) -> Case {

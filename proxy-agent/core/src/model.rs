@@ -222,9 +222,15 @@ pub enum RemovedEndpoints {
 }
 
 impl RemovedEndpoints {
-    /// Whether flows are cut by other rules than kube-proxy's, so that all of them have to pass where that can be done.
+    /// Whether flows are cut that kube-proxy leaves alone.
     pub fn cuts(self) -> bool {
         matches!(self, RemovedEndpoints::Drain | RemovedEndpoints::Reset)
+    }
+
+    /// Whether all flows have to pass where packets are translated and remembered: what a socket does cannot be cut later, and a
+    /// socket that sends datagrams moves on by itself.
+    pub fn tracks(self, protocol: Protocol) -> bool {
+        self.cuts() || (self == RemovedEndpoints::Keep && protocol == Protocol::Udp)
     }
 }
 

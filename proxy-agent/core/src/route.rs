@@ -34,7 +34,7 @@ pub struct Route {
     pub here: Vec<IpAddr>,
     /// Seconds since its last new connection for which a client stays with its backend, over all frontends (AFF-01).
     pub affinity: Option<u32>,
-    /// Flows to endpoints that are removed may have to be cut: all of them pass where packets are translated and remembered.
+    /// All its flows pass where packets are translated and remembered, for the sake of those to endpoints that are removed.
     pub tracked: bool,
     /// Where it is served. Empty where other Services have all its frontends.
     pub entries: Vec<Entry>,

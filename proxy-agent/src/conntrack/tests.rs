@@ -134,11 +134,10 @@ fn a_flow_that_has_begun_anew_is_another() {
 }
 
 /// Service `dns` with these endpoints.
-fn changes(family: Family, endpoints: &[u8]) -> [Change; 2] {
-    let (name, port) =
-        (ObjectName::new("default", "dns"), ServicePort { name: "".into(), protocol: Protocol::Udp, port: 53, node_port: 0 });
+fn serve(family: Family, protocol: Protocol, endpoints: &[u8]) -> [Change; 2] {
+    let (name, port) = (ObjectName::new("default", "dns"), ServicePort { name: "".into(), protocol, port: 53, node_port: 0 });
     let service = Service { cluster_ips: [ip(family, 1)].into(), ports: [port].into(), ..Service::default() };
-    let ports = [SlicePort { name: "".into(), protocol: Protocol::Udp, port: 5353 }].into();
+    let ports = [SlicePort { name: "".into(), protocol, port: 5353 }].into();
     let endpoint = |last: &u8| Endpoint { ip: ip(family, *last), state: EndpointState::Ready, is_local: false, nodes: NodeHint::None };
     let slice = Slice { service: name.clone(), ports, endpoints: endpoints.iter().map(endpoint).collect(), zones: Box::default() };
     [Change::Service(name.clone(), Some(service)), Change::Slice(name, Some(slice))]
@@ -150,11 +149,12 @@ fn a_cleaner_ends_all_that_has_gone_stale_and_says_how_much() {
     in_namespace(|| {
         let mut socket = Socket::open(Subsystem::Conntrack).expect("a socket");
         let mut table = Table::open().expect("a table");
-        for family in Family::ALL {
-            let (stale, kept, others) =
-                (flow(family, Protocol::Udp, 1, 100), flow(family, Protocol::Udp, 1, 101), flow(family, Protocol::Udp, 9, 100));
+        let kinds = Family::ALL.into_iter().flat_map(|family| [(family, Protocol::Udp), (family, Protocol::Sctp)]);
+        for (family, protocol) in kinds {
+            let (stale, kept, others) = (flow(family, protocol, 1, 100), flow(family, protocol, 1, 101), flow(family, protocol, 9, 100));
             (1..=FLOWS).for_each(|port| remember(&mut socket, &stale, port, 0));
             [&kept, &others].into_iter().zip(60_000..).for_each(|(flow, port)| remember(&mut socket, flow, port, 0));
+            let changes = |family, endpoints: &[u8]| serve(family, protocol, endpoints);
             let (report, reports) = mpsc::channel();
             let mut cleaner = Cleaner::start(Vec::new(), move |cleaned| report.send(cleaned).expect("somebody listens")).expect("a thread");
             let mut forwarding = Forwarding::new(Settings::default());
@@ -170,7 +170,7 @@ fn a_cleaner_ends_all_that_has_gone_stale_and_says_how_much() {
             assert_eq!((before.family, before.deleted), (family, 0), "everything is looked at once");
             let after = follow(&[101]);
             assert_eq!((after.family, after.deleted), (family, FLOWS.into()));
-            assert_eq!(found(&mut table, Filter { family, protocol: Protocol::Udp, ip: None }), [kept, others]);
+            assert_eq!(found(&mut table, Filter { family, protocol, ip: None }), [kept, others]);
         }
     });
 }
