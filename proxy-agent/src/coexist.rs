@@ -1,6 +1,7 @@
 //! Another Service proxy on this node: a kube-proxy that runs, or what one has left. Two that translate the same addresses do not
 //! break each other at once (whose rules a connection meets first serves it), but what is left of one that has ended goes stale.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
