@@ -290,6 +290,17 @@ impl Rig {
         self.reaches("10.96.0.10:80/tcp")
     }
 
+    /// Waits until the API server has an event about the Node.
+    fn told(&self, reason: &str, note: &str) -> Result<()> {
+        self.lab.wait(DEADLINE, &format!("the event {reason}"), || {
+            let path = "jsonpath={range .items[*]}{.reason} {.type} {.regarding.kind}/{.regarding.name}: {.note}{'\\n'}{end}";
+            let events = self.plane.kubectl(&["get", "events.events.k8s.io", "--all-namespaces", "-o", path], None)?;
+            let begin = format!("{reason} Warning Node/{NODE}: ");
+            let is_there = events.lines().any(|line| line.starts_with(&begin) && line.contains(note));
+            Ok(if is_there { Seen::Done(()) } else { Seen::not_yet(events) })
+        })
+    }
+
     fn reaches(&self, to: &str) -> Result<()> {
         ["a1", "node1"].into_iter().try_for_each(|from| expect::reaches(&self.lab, from, to, &["b1", "a2"]))
     }
@@ -307,6 +318,7 @@ fn stock(rig: &mut Rig) -> Result<()> {
         Ok(())
     };
     said(rig, "mode iptables of kube-proxy is not here: Services are programmed in mode nftables")?;
+    rig.told("KubeProxyModeReplaced", "Services are programmed in mode nftables")?;
     ensure!(!rig.agent.log().contains("no field"), "every field is known");
     ensure!(!rig.agent.log().contains("another Service proxy"), "it is not taken for a kube-proxy");
     expect::reaches(&rig.lab, "client", "10.0.0.1:30080/tcp", &["b1", "a2"])?;
@@ -350,6 +362,7 @@ fn swapped(rig: &mut Rig) -> Result<()> {
         .replace("portRange: \"\"", "oomScoreAdj: 5000");
     rig.swap(&broken)?;
     rig.agent.wait_for_log(DEADLINE, "oomScoreAdj (--oom-score-adj): 5000 is not from -1000 to 1000")?;
+    rig.told("InvalidConfiguration", "oomScoreAdj (--oom-score-adj): 5000")?;
     expect::reaches(&rig.lab, "client", to, &["b1", "a2"])?;
     rig.plane.kubectl(&["apply", "-f", "-"], Some(&slice("web", "TCP", &[("10.1.2.3", true), ("10.1.2.2", true)])))?;
     expect::reaches(&rig.lab, "a1", "10.96.0.10:80/tcp", &["b2", "a2"]).context("it goes on to follow the API server")?;
@@ -386,6 +399,7 @@ fn gives_way(rig: &mut Rig) -> Result<()> {
         "{CONFIGURATION}---\napiVersion: proxy-agent.io/v1alpha1\nkind: ProxyAgentConfiguration\nmode: ebpf\nbpfPinPath: /proc/none\n"
     ))?;
     rig.agent.wait_for_log(DEADLINE, "what was there before is back")?;
+    rig.told("InvalidConfiguration", "/proc/none")?;
     runs(rig, 2)?;
     rig.reaches("10.96.0.10:80/tcp")?;
     rig.swap(&CONFIGURATION.replace("verbosity: 0", "verbosity: 4"))?;
