@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -131,17 +132,26 @@ fn running() -> Option<String> {
     process().map(|pid| format!("pid {pid}")).or_else(|| is_bound(HEALTH_PORT).then(|| format!("port {HEALTH_PORT} is in use")))
 }
 
-/// A process of that name, where such can be seen: in a container with hostPID, or on the host.
+/// A process of that name, where such can be seen: in a container with hostPID, or on the host. An agent that was started by that name
+/// (kubeadm's DaemonSet does) is none.
 fn process() -> Option<u32> {
-    let here = fs::read_link("/proc/self/ns/net").ok()?;
+    let here = network(Path::new("/proc/self"))?;
+    let ours = fs::read_link("/proc/self/exe").unwrap_or_default();
     let processes = fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
     let is_one = |pid: &u32| {
         let dir = Path::new("/proc").join(pid.to_string());
         let named = fs::read_to_string(dir.join("comm")).is_ok_and(|name| name.trim() == "kube-proxy");
+        let is_agent = || fs::read_link(dir.join("exe")).is_ok_and(|program| program.file_name() == ours.file_name());
         // One in another network namespace writes other rules.
-        named && fs::read_link(dir.join("ns/net")).is_ok_and(|there| there == here)
+        named && !is_agent() && network(&dir) == Some(here)
     };
     processes.into_iter().find(is_one)
+}
+
+/// The network namespace of a process, told by a file that each namespace has its own of: that takes no right to trace the process,
+/// as `ns/net` does.
+fn network(process: &Path) -> Option<u64> {
+    fs::metadata(process.join("net/dev")).ok().map(|file| file.ino())
 }
 
 /// Whether another process of this network namespace listens on a TCP port: we serve health checks there ourselves.

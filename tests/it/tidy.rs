@@ -126,6 +126,25 @@ fn every_file_is_a_module_of_its_crate() {
     none(orphans.map(|(name, _)| format!("{name}: no module declares it")).collect());
 }
 
+/// What follows `words` in quotes, wherever the agent's sources have that.
+fn quoted_after(words: &str) -> Vec<String> {
+    let sources = sources("proxy-agent/src").into_iter().map(|(_, text)| text.split_whitespace().collect::<Vec<_>>().join(" "));
+    let found = sources.flat_map(|text| {
+        let after = text.split(words).skip(1);
+        after.filter_map(|rest| rest.split('"').next().map(str::to_owned)).collect::<Vec<_>>()
+    });
+    found.collect()
+}
+
+#[test]
+fn every_event_is_in_the_operations_page() {
+    let page = fs::read_to_string(root().join("docs/operations.md")).expect("docs/operations.md");
+    let ways = ["Severity::Normal, \"", "Severity::Warning, \"", "reason: \""];
+    let reasons: Vec<String> = ways.iter().flat_map(|way| quoted_after(way)).filter(|reason| reason != "Test").collect();
+    assert!(reasons.len() > 10, "{reasons:?}");
+    none(reasons.into_iter().filter(|reason| !page.contains(&format!("| `{reason}` |"))).collect());
+}
+
 #[test]
 fn the_readme_shows_the_two_commands() {
     let readme = fs::read_to_string(root().join("README.md")).expect("README.md");
