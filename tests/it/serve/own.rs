@@ -70,7 +70,7 @@ fn services_are_checked_without_a_health_server_and_the_log_level_can_be_changed
     if lab::available() {
         let run = || {
             let mut rig = Rig::new()?;
-            rig.start_with(Mode::Ebpf, &["--healthz-bind-address=", "--profiling=true"])?;
+            rig.start_with(Mode::Ebpf, &["--healthz-port=0", "--profiling=true"])?;
             profiled(&rig).with_context(|| rig.tail())
         };
         check(run());
