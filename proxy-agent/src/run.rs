@@ -50,7 +50,10 @@ pub async fn run(config: Config, changes: Changes) -> anyhow::Result<Ending> {
     let mut parts = JoinSet::new();
     if let Some(kube) = kube {
         let node = node.clone();
-        parts.spawn(async { Ok(source::kube::post(kube, node, notices).await) });
+        parts.spawn(async {
+            source::kube::post(kube, node, notices).await;
+            Ok(())
+        });
     }
     // API-06
     recorder.node(Severity::Normal, "Starting", format!("proxy-agent {} starts", env!("CARGO_PKG_VERSION")));
@@ -66,7 +69,10 @@ pub async fn run(config: Config, changes: Changes) -> anyhow::Result<Ending> {
     // Roughly one chunk of a list: the sources wait while the kernel is written.
     let (sender, events) = mpsc::channel(4096);
     let addresses = Addresses::start(sender.clone()).await?;
-    parts.spawn(async { Ok(addresses.watch().await) });
+    parts.spawn(async {
+        addresses.watch().await;
+        Ok(())
+    });
     let metrics = telemetry.metrics.clone();
     match config.source {
         Source::Manifests(dir) => parts.spawn(source::manifests::watch(dir, node, sender)),
@@ -125,9 +131,6 @@ pub async fn run(config: Config, changes: Changes) -> anyhow::Result<Ending> {
 pub async fn init(config: &Config) -> anyhow::Result<()> {
     if let Source::Kube(kube) = &config.source {
         source::kube::reach(kube, &config.settings.node).await?;
-    }
-    if config.remove_kube_proxy_rules {
-        tokio::task::spawn_blocking(coexist::remove).await.context("removing the rules of kube-proxy")??;
     }
     for left in sysctl::set(&config.conntrack)? {
         warn!("{}", left.note);

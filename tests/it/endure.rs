@@ -19,7 +19,7 @@ fn changes_among_faults_are_not_missed_on_nftables() {
 
 fn endures(mode: Mode) {
     if lab::available() {
-        let plan = Plan { mode, services: 50, rate: 20, time: Duration::from_secs(30), faults: Duration::from_secs(3), seed: 1 };
+        let plan = Plan { mode, services: 50, rate: 20, time: Duration::from_secs(20), faults: Duration::from_secs(3), seed: 1 };
         let endured = || -> Result<()> {
             let report = run(&plan)?;
             // Too short to tell growth.

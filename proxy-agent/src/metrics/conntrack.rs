@@ -37,6 +37,6 @@ impl Conntrack {
     pub fn observe(&self, duration: Duration, family: Family, deleted: u64) {
         let family = family.to_string();
         self.duration.with_label_values(&[&family]).observe(duration.as_secs_f64());
-        self.deleted.with_label_values(&[&family]).inc_by(deleted as u64);
+        self.deleted.with_label_values(&[&family]).inc_by(deleted);
     }
 }

@@ -27,8 +27,8 @@ const CATCH_UP: Duration = Duration::from_secs(120);
 const STEADY: &str = "10.96.0.10:80";
 /// For how long the agent is held still, as by a machine that sleeps.
 const STILL: Duration = Duration::from_secs(3);
-/// Between two looks at the agent.
-const LOOK: Duration = Duration::from_secs(5);
+/// So often the agent is looked at.
+const LOOKS: u32 = 120;
 
 /// What to do.
 #[derive(Clone, Debug)]
@@ -161,7 +161,7 @@ impl Rig {
             }
             if now >= next_look {
                 samples.look(now)?;
-                next_look = now + LOOK;
+                next_look = now + plan.time / LOOKS;
             }
             if now >= next_fault {
                 let which = (random(self.objects.seed()) % FAULTS.len() as u64) as usize;
@@ -184,12 +184,17 @@ impl Rig {
         let start = Instant::now();
         let wanted = objects::wanted(&self.api)?;
         let equal = || {
-            let found = objects::programmed(&self.agent.dump(&self.lab)?)?;
-            let differs = |name: &&String| wanted.get(*name) != found.get(*name);
-            let first = wanted.keys().chain(found.keys()).find(differs);
-            Ok(first.map_or(Seen::Done(()), |name| {
-                Seen::not_yet(format!("{name}: the API server has {:?}, the kernel {:?}", wanted.get(name), found.get(name)))
-            }))
+            let dataplanes = self.agent.dataplanes(&self.lab)?;
+            for dataplane in dataplanes.as_array().context("no dataplanes")? {
+                let found = objects::programmed(&dataplane["services"])?;
+                // The tables have all of them, and eBPF those that its sockets serve.
+                let all = if dataplane["mode"] == "nftables" { wanted.keys() } else { found.keys() };
+                if let Some(name) = all.chain(found.keys()).find(|name| wanted.get(*name) != found.get(*name)) {
+                    let (wanted, found) = (wanted.get(name), found.get(name));
+                    return Ok(Seen::not_yet(format!("{name}: the API server has {wanted:?}, {} {found:?}", dataplane["mode"])));
+                }
+            }
+            Ok(Seen::Done(()))
         };
         self.lab.wait(CATCH_UP, "the kernel to hold what the API server has", equal)?;
         Ok(start.elapsed())

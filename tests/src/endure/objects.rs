@@ -146,14 +146,15 @@ pub(super) fn wanted(api: &Api) -> Result<Programmed> {
 /// What the kernel holds of them, from what `dump` shows.
 pub(super) fn programmed(dump: &Value) -> Result<Programmed> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let address = |value: &Value| format!("{}:{}", text(&value["ip"]), value["port"]);
     let services = dump.as_array().context("no services in the dump")?;
     let ours = services.iter().filter(|view| text(&view["service"]).starts_with("churned-"));
     Ok(ours
         .map(|view| {
             let frontend = &view["frontends"][0];
-            let mut backends: Vec<String> = view["backends"].as_array().into_iter().flatten().map(text).collect();
+            let mut backends: Vec<String> = view["backends"].as_array().into_iter().flatten().map(address).collect();
             backends.sort();
-            (text(&view["service"]), (format!("{}:{}", text(&frontend["ip"]), frontend["port"]), backends))
+            (text(&view["service"]), (address(frontend), backends))
         })
         .collect())
 }

@@ -80,6 +80,7 @@ pub(super) const ELSEWHERE: &[Elsewhere] = &[
         "SYNC-12",
         "a host without a family does not exist in the lab; each family's table is a dataplane of its own, which may fail alone",
     ),
+    by("SYNC-13", "tests/it/node.rs a_restart_and_a_crash_lose_no_connection", "no scenario ends the agent and then looks"),
     by(
         "SYNC-14",
         "tests/it/handover.rs modes_are_switched_without_losing_a_connection",
