@@ -12,7 +12,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use proxy_core::lower::bpf::Bpf;
 use proxy_core::lower::{ObjectsOf, StepOf};
 use tracing::info;
@@ -62,6 +62,9 @@ impl BpfMaps {
     /// What [`start`](Self::start) would say.
     pub fn try_out(options: &BpfOptions) -> anyhow::Result<()> {
         place::cgroup(options.cgroup.as_deref())?;
+        // One that is mounted here and now goes with the container, and every restart would be without maps for a moment.
+        let dir = options.pin_dir.display();
+        ensure!(place::is_mounted(&options.pin_dir), "{dir}: no bpf file system is mounted there (in a container: mount the host's)");
         let mut name = options.pin_dir.clone().into_os_string();
         name.push(format!("-try-{}", std::process::id()));
         let dir = PathBuf::from(name);

@@ -64,13 +64,18 @@ pub(crate) fn host() -> Option<u64> {
     }
 }
 
+/// Whether nothing has to be mounted for `dir` to be on a bpf file system, if it may be there at all.
+pub(crate) fn is_mounted(dir: &Path) -> bool {
+    !dir.starts_with(BPFFS) || statfs(BPFFS).map(|s| s.filesystem_type()).ok() == Some(BPF_FS_MAGIC)
+}
+
 /// Makes sure that `dir` exists on a bpf file system, which is mounted at its usual place if it is not.
 ///
 /// # Errors
 ///
 /// `dir` is elsewhere, or nothing may be mounted.
 pub(crate) fn pin_dir(dir: &Path) -> anyhow::Result<()> {
-    if dir.starts_with(BPFFS) && statfs(BPFFS).map(|s| s.filesystem_type()).ok() != Some(BPF_FS_MAGIC) {
+    if !is_mounted(dir) {
         mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, Some("mode=0700"))
             .with_context(|| {
                 format!("{BPFFS}: the bpf file system cannot be mounted (in a container: mount the host's, hostPath {BPFFS})")
