@@ -72,13 +72,15 @@ async fn missing(args: &WaitArgs, kube: &KubeConfig, name: &ObjectName, wanted: 
         }
     }
     let answer = ask_agent(&args.agent, &format!("/programmed?service={name}")).await?;
-    let has = |what: &str| answer.get(what).and_then(Value::as_str).map(Version::new);
-    if let Some(wanted) = wanted {
-        for (what, wanted) in [("services", Some(&wanted.service)), ("endpointslices", wanted.slices.as_ref())] {
-            let key = format!("{what}_resource_version").replace("endpointslices", "slices");
-            if wanted.is_some_and(|wanted| has(&key).is_none_or(|has| has < *wanted)) {
-                return Ok(Some(format!("the agent has not come to the latest version of its {what}")));
-            }
+    if let Some(Current { service, slices }) = wanted {
+        let is_there =
+            |key: &str, wanted: &Version| answer.get(key).and_then(Value::as_str).is_some_and(|has| Version::new(has) >= *wanted);
+        let behind = [
+            ("Services", !is_there("services_resource_version", service)),
+            ("EndpointSlices", slices.as_ref().is_some_and(|slices| !is_there("slices_resource_version", slices))),
+        ];
+        if let Some((what, _)) = behind.into_iter().find(|(_, behind)| *behind) {
+            return Ok(Some(format!("the agent has not come to the latest version of its {what}")));
         }
     }
     let programmed = answer.get("programmed").and_then(Value::as_bool).context("the agent does not say whether it is programmed")?;

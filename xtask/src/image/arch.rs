@@ -68,7 +68,7 @@ impl Arch {
         lab::packages()?;
         let mut command = lab::cargo();
         run::run(lab::cargo().args(["fetch", "--quiet", "--locked"])).context("the dependencies cannot be fetched")?;
-        command.args(["build", "--locked", "--package", PROGRAM, "--bin", PROGRAM, "--release", "--target", self.target(), "--target-dir"]);
+        command.args(["rustc", "--locked", "--package", PROGRAM, "--bin", PROGRAM, "--release", "--target", self.target(), "--target-dir"]);
         command.arg(folder);
         // Names of functions stay, for backtraces; the rest of the debug information is larger than the program.
         command.env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo");
@@ -80,15 +80,25 @@ impl Arch {
             Self::Arm64 => cross(&mut command, folder)?,
         };
         command.env("CARGO_ENCODED_RUSTFLAGS", ebpf::without_paths(&crate::workspace(), rustc)?.join("\x1f"));
+        if self == Self::Arm64 {
+            // What libnftnl needs itself is looked for there too, and for this program alone.
+            let libraries = sysroot(folder).join("usr/lib/aarch64-linux-gnu");
+            command.args(["--", "-C"]).arg(format!("link-arg=-Wl,-rpath-link={}", libraries.display()));
+        }
         run::run(&mut command).with_context(|| format!("the program does not build for {self}"))?;
         Ok(folder.join(self.target()).join("release").join(PROGRAM))
     }
 }
 
+/// Where the libraries of arm64 are.
+fn sysroot(folder: &Path) -> PathBuf {
+    folder.join("arm64-sysroot")
+}
+
 /// Sets cargo up to build for arm64; returns the compiler.
 fn cross(command: &mut Command, folder: &Path) -> Result<&'static str> {
     packages::ensure(&CROSS)?;
-    let sysroot = folder.join("arm64-sysroot");
+    let sysroot = sysroot(folder);
     if !sysroot.is_dir() {
         let apt = Apt::of_architecture("arm64", &folder.join("apt-arm64"))?;
         let new = folder.join("arm64-sysroot.new");
