@@ -81,7 +81,18 @@ pub(super) fn carry_out(layout: &Layout, socket: &mut Socket, steps: &[StepOf<Nf
     // A range is refused while one that it overlaps is there: those that go, go first.
     work.sort_by_key(|work| !(work.how == How::Delete && is_range(work.step.key())));
     spread(&mut work, refused);
-    send(layout, socket, &mut work, refused)
+    // A packet that has begun before a commit reads the maps as they are after it, but runs through chains as they were before: a new
+    // one is empty then, and the packet leaves untranslated. So chains are there before anything leads to them.
+    work.sort_by_key(|work| !(makes_chain(work) && !anew));
+    let chains = work.iter().take_while(|work| makes_chain(work) && !anew).count();
+    let (chains, rest) = work.split_at_mut(chains);
+    send(layout, socket, chains, refused)?;
+    spread(rest, refused);
+    send(layout, socket, rest, refused)
+}
+
+fn makes_chain(work: &Work<'_>) -> bool {
+    matches!(work.step.key(), Key::Chain(_) | Key::StickPick(..)) && !matches!(work.how, How::Delete | How::Skip)
 }
 
 fn is_range(key: &Key) -> bool {

@@ -65,6 +65,24 @@ fn refusals_name_the_object_and_spare_the_others() {
     });
 }
 
+/// The kernel gives a packet the chains of one moment and the elements of another.
+#[test]
+fn chains_are_there_before_anything_leads_to_them() {
+    in_namespace(|| {
+        let (family, mut table) = (Family::V4, open(Family::V4));
+        committed(&mut table, &adding(&example(family)));
+        let ten = served(frontend(family, 77, Protocol::Tcp), "default/ten", Masquerade::Never, &backends(family, 7, 10));
+        let before = table.socket.committed();
+        committed(&mut table, &adding(&ten));
+        assert_eq!(table.socket.committed() - before, 2, "the chain first");
+        let before = table.socket.committed();
+        let again = served(frontend(family, 78, Protocol::Tcp), "default/again", Masquerade::Never, &backends(family, 8, 10));
+        let known = |(key, _): &(Key, Value)| !ten.contains_key(key);
+        committed(&mut table, &adding(&again.into_iter().filter(known).collect()));
+        assert_eq!(table.socket.committed() - before, 1, "it is there");
+    });
+}
+
 #[test]
 fn what_cannot_be_said_is_not_sent() {
     in_namespace(|| {
