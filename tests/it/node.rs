@@ -248,7 +248,11 @@ fn a_cgroup_that_is_not_the_true_root_is_refused_unless_it_was_asked_for() {
         let mut shell = Command::new("unshare");
         let mount = rig.lab.node(1).cgroup().ancestors().nth(2).context("the cgroup mount")?;
         shell.args(["--cgroup", "--mount", "sh", "-c", script, "sh"]).arg(mount).arg(rig.agent.program());
-        shell.args(["run", "--proxy-mode=ebpf", "--manifests"]).arg(rig.dir.path()).arg("--bpf-pin-path").arg(rig.lab.node(1).bpffs().join("other"));
+        shell
+            .args(["run", "--proxy-mode=ebpf", "--manifests"])
+            .arg(rig.dir.path())
+            .arg("--bpf-pin-path")
+            .arg(rig.lab.node(1).bpffs().join("other"));
         let output = rig.lab.output_on_node(1, shell)?;
         let text = String::from_utf8(output.stderr)?;
         ensure!(!output.status.success() && text.contains("is not the root of the host's cgroup v2 hierarchy"), "{text}");
