@@ -83,8 +83,10 @@ pub(super) fn carry_out(layout: &Layout, socket: &mut Socket, steps: &[StepOf<Nf
     spread(&mut work, refused);
     // A packet that has begun before a commit reads the maps as they are after it, but runs through chains as they were before: a new
     // one is empty then, and the packet leaves untranslated. So chains are there before anything leads to them.
-    work.sort_by_key(|work| !(makes_chain(work) && !anew));
-    let chains = work.iter().take_while(|work| makes_chain(work) && !anew).count();
+    // In a table that is made anew nothing leads anywhere yet.
+    let is_later = |work: &Work<'_>| anew || !makes_chain(work);
+    work.sort_by_key(is_later);
+    let chains = work.iter().take_while(|work| !is_later(work)).count();
     let (chains, rest) = work.split_at_mut(chains);
     send(layout, socket, chains, refused)?;
     spread(rest, refused);
