@@ -85,9 +85,9 @@ impl Session {
 /// A socket of the destination's family, bound to the source if there is one, not blocking.
 fn open(dst: SocketAddr, proto: Proto, source: Option<SocketAddr>) -> io::Result<OwnedFd> {
     let fd = new_socket(dst, proto, SockFlag::SOCK_NONBLOCK)?;
-    if matches!(proto, Proto::Udp | Proto::Icmp) {
-        // Without these an unconnected socket is not told of ICMP errors. An IPv6 socket can send IPv4 too, an IPv4 socket
-        // has no IPv6 option.
+    if proto != Proto::Tcp {
+        // Without these an unconnected socket is not told of ICMP errors, and one of SCTP notes them without waking who waits for it.
+        // An IPv6 socket can send IPv4 too, an IPv4 socket has no IPv6 option.
         let _ = socket::setsockopt(&fd, sockopt::Ipv4RecvErr, &true);
         let _ = socket::setsockopt(&fd, sockopt::Ipv6RecvErr, &true);
     }

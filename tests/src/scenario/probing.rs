@@ -23,8 +23,6 @@ const ANSWER_MS: u64 = 950;
 /// The same where kube-proxy is to answer or refuse: a SYN that comes while it replaces its rules may be lost, and is sent again after
 /// a second.
 const PATIENT_MS: u64 = 3_000;
-/// When SCTP tries again (`net.sctp.rto_initial`): a refusal that comes while the socket is still in use is noted there and no more.
-const SCTP_AGAIN_MS: u64 = 3_000;
 /// How long it may take until a flow is ended.
 const FLOW: Duration = Duration::from_secs(10);
 /// Connections for each backend: one of two, three or four is missed once in a hundred million runs at most.
@@ -208,7 +206,6 @@ fn observe(lab: &Lab, added: &BTreeSet<IpAddr>, (source, expectation): Probe, te
     let timeout = match (silent, tested) {
         (true, _) => TIMEOUT_MS,
         (false, Some(Tested::KubeProxy(_))) => PATIENT_MS,
-        (false, _) if proto == Proto::Sctp && *wanted == Outcome::Refused => SCTP_AGAIN_MS + ANSWER_MS * u64::from(lab::patience()?),
         (false, _) => ANSWER_MS * u64::from(lab::patience()?),
     };
     let probe = Connect::new(expectation.destination, proto).timeout_ms(timeout);
