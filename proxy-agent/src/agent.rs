@@ -11,7 +11,6 @@ mod reporter;
 mod tests;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Duration;
 
 use proxy_core::cluster::Kind;
@@ -30,7 +29,6 @@ use crate::recorder::Severity;
 use crate::source::Event;
 use crate::telemetry::Telemetry;
 use accounts::{Accounts, counted};
-pub use drift::Repairs;
 use drift::Watch;
 use pace::Pace;
 use reporter::Reporter;
@@ -58,7 +56,6 @@ pub struct Agent {
     /// There has been a first sync: with the surroundings as they were at this epoch.
     synced: Option<u64>,
     alarm: Alarm,
-    repairs: Arc<Repairs>,
     once_filled: Option<Box<dyn FnOnce() + Send>>,
     followers: Vec<Box<dyn Follower>>,
     /// Services that have changed since the followers were last told.
@@ -100,7 +97,6 @@ impl Agent {
             listed: BTreeSet::new(),
             synced: None,
             alarm,
-            repairs: Arc::default(),
             once_filled: None,
             followers: Vec::new(),
             unfollowed: BTreeSet::new(),
@@ -130,11 +126,6 @@ impl Agent {
     /// Has Services followed from the first sync on, when all of them are new.
     pub fn followed_by(&mut self, follower: impl Follower + 'static) {
         self.followers.push(Box::new(follower));
-    }
-
-    /// What has been repaired, for metrics.
-    pub fn repairs(&self) -> Arc<Repairs> {
-        Arc::clone(&self.repairs)
     }
 
     /// Runs until the sources are gone. The kernel keeps what it holds then (SYNC-13).
@@ -292,7 +283,7 @@ impl Agent {
         }
         for slot in &mut self.programmers {
             if slot.watch.take(now) {
-                slot.verify(&self.forwarding, &self.repairs, now);
+                slot.verify(&self.forwarding, now);
             }
             if slot.retry.is_some_and(|at| at <= now) {
                 let was_down = slot.down;
@@ -331,13 +322,12 @@ impl Slot {
         Family::ALL.into_iter().filter(|family| self.programmer.serves(*family))
     }
 
-    fn verify(&mut self, forwarding: &Forwarding, repairs: &Repairs, now: Instant) {
+    fn verify(&mut self, forwarding: &Forwarding, now: Instant) {
         // Rounds may be counted anew; what lingers then waits once more.
         self.sweep = None;
         self.watch.looked(now, self.programmer.name());
         match self.programmer.verify(forwarding) {
             Ok(repair) => {
-                repairs.add(repair.objects);
                 self.telemetry.metrics.dataplanes.repaired(repair.objects);
                 self.done(repair.round, false);
             }

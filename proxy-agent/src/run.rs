@@ -1,12 +1,12 @@
 //! One run of the agent, from its configuration to its end: which parts there are and how they are joined.
 
 mod servers;
+mod stop;
 
 use std::time::Duration;
 
 use anyhow::Context;
 use proxy_core::model::Frontend;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -23,6 +23,7 @@ use crate::recorder::{Recorder, Severity};
 use crate::telemetry::Telemetry;
 use crate::{coexist, lead, modes, source, sysctl};
 use servers::Servers;
+pub use stop::Stop;
 
 /// How long what has arrived may take to be in place when the agent is to stop.
 const FLUSH: Duration = Duration::from_secs(10);
@@ -40,9 +41,8 @@ pub enum Ending {
 /// # Errors
 ///
 /// This host, or this configuration, cannot work; with the way out.
-pub async fn run(config: Config, changes: Changes) -> anyhow::Result<Ending> {
+pub async fn run(config: Config, changes: Changes, mut stop: Stop) -> anyhow::Result<Ending> {
     info!(version = env!("CARGO_PKG_VERSION"), node = %config.settings.node, "proxy-agent starts");
-    let mut stop = Stop::new()?;
     let (node, kube) = (config.settings.node.clone(), config.source.kube().cloned());
     // HC-01, HC-02: files may name no Node, and nobody takes it away then.
     let (telemetry, notices) = Telemetry::new(config.sync_period * 2, kube.is_none());
@@ -137,26 +137,6 @@ pub async fn init(config: &Config) -> anyhow::Result<()> {
     }
     info!("everything is prepared");
     Ok(())
-}
-
-/// The signals that end a run.
-struct Stop {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Stop {
-    fn new() -> anyhow::Result<Self> {
-        let terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
-        Ok(Self { terminate, interrupt: signal(SignalKind::interrupt()).context("SIGINT")? })
-    }
-
-    async fn asked(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
 }
 
 /// Sets what of the kernel is not a dataplane's (CT-11, CFG-09).

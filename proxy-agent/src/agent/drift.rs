@@ -1,6 +1,5 @@
 //! How often somebody else's changes are repaired: at once, but not over and over against somebody who keeps on.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -51,31 +50,5 @@ impl Watch {
                 "somebody else keeps changing what is programmed: it is not repaired again before {:?} have passed", self.pause
             );
         }
-    }
-}
-
-/// What has been repaired since the start, in all dataplanes.
-#[derive(Debug, Default)]
-pub struct Repairs {
-    times: AtomicU64,
-    objects: AtomicU64,
-}
-
-impl Repairs {
-    pub(super) fn add(&self, objects: usize) {
-        if objects > 0 {
-            self.times.fetch_add(1, Ordering::Relaxed);
-            self.objects.fetch_add(objects as u64, Ordering::Relaxed);
-        }
-    }
-
-    /// How often something was repaired.
-    pub fn times(&self) -> u64 {
-        self.times.load(Ordering::Relaxed)
-    }
-
-    /// How many objects were repaired.
-    pub fn objects(&self) -> u64 {
-        self.objects.load(Ordering::Relaxed)
     }
 }

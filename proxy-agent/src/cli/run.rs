@@ -12,7 +12,7 @@ use tracing::{error, info};
 use super::fields::FieldFlags;
 use crate::config::resolve::Beside;
 use crate::config::{Changes, Launch, Loaded, go, reload};
-use crate::run::{self, Ending};
+use crate::run::{self, Ending, Stop};
 use crate::{coexist, log};
 
 /// The release of kube-proxy whose flags and files these are.
@@ -108,12 +108,12 @@ impl RunArgs {
 /// what is programmed meanwhile, and the next run starts from that. A change that this host cannot run gives way to what was there before.
 fn serve(launch: Launch, mut loaded: Loaded) -> anyhow::Result<()> {
     let (mut before, mut refused) = (None, None);
-    let format = loaded.log().0;
+    let (format, stop) = (loaded.log().0, Stop::new()?);
     loop {
         let start = Instant::now();
         let runtime = runtime()?;
         let changes = Changes::new(launch.clone(), loaded.clone(), refused.take());
-        let ending = runtime.block_on(run::run(loaded.config.clone(), changes));
+        let ending = runtime.block_on(run::run(loaded.config.clone(), changes, stop.clone()));
         runtime.shutdown_timeout(LAST_WORDS);
         match (ending, before.take()) {
             (Ok(Ending::Stopped), _) => return Ok(()),

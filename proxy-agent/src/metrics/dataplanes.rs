@@ -104,6 +104,12 @@ impl Dataplanes {
         }
     }
 
+    /// How often what somebody else had changed was repaired, and how many objects.
+    #[cfg(test)]
+    pub fn repairs(&self) -> [u64; 2] {
+        [self.repairs.get(), self.repaired.get()]
+    }
+
     /// How much there is to serve.
     pub fn to_serve(&self, Counts { services, slices, endpoints }: Counts, frontends: usize) {
         self.services.set(services as i64);

@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The kernel fills at most 32 KiB of a dump at a time; one message is a little above 64 KiB at most.
 const DATAGRAM: usize = 128 << 10;
 /// How often a dump is begun anew because what is dumped changed meanwhile, not necessarily what is ours (CT-09).
-const DUMPS: u32 = 5;
+pub(crate) const DUMPS: u32 = 5;
 
 /// A part of netfilter that speaks netlink.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,5 +1,6 @@
 //! Against the running kernel, each test in a network namespace of its own.
 
+mod dumps;
 mod fields;
 mod many;
 mod packets;

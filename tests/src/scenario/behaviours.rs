@@ -284,7 +284,11 @@ const ELSEWHERE: &[Elsewhere] = &[
     nowhere("NP-10", "an alpha feature of kube-proxy that is off by default"),
     nowhere("NP-11", "an alpha feature of kube-proxy that is off by default"),
     nowhere("NP-12", "an alpha feature of kube-proxy that is off by default"),
-    nowhere("CT-09", "a dump is interrupted where the kernel resizes its table, which no test does to the machine it runs on"),
+    Elsewhere {
+        id: "CT-09",
+        test: Some("proxy-agent/src/nft/tests/dumps.rs a_dump_that_is_interrupted_is_begun_again_but_not_for_ever"),
+        why: "what others change while the kernel's tables are read is no step of a scenario",
+    },
     Elsewhere {
         id: "CT-10",
         test: Some("tests/it/conntrack.rs ten_thousand_stale_flows_are_ended_while_endpoints_change"),
