@@ -5,6 +5,7 @@ use std::thread;
 
 use anyhow::{Result, anyhow};
 
+use super::flows;
 use super::proxies::Running;
 use super::results::{Kind, Series};
 use super::rig::{PROBE, PROBE_SLICE, Rig, Written, endpoint, port};
@@ -33,8 +34,11 @@ pub(super) fn series(rig: &mut Rig, running: &Running, kind: Kind, pause_us: u64
             // It is another proxy's, or only for endpoints of the node, of which it has none.
             Kind::Service => Some(format!("proxy-name {PROBE} other")),
             Kind::Policy => Some(format!("internal-policy {PROBE} Local")),
-            Kind::EndpointSlice | Kind::Port => None,
+            Kind::EndpointSlice | Kind::Port | Kind::StaleFlows => None,
         };
+        if kind == Kind::StaleFlows {
+            flows::open(rig)?;
+        }
         if let Some(line) = &taken_away
             && !take_away(rig, line)?
         {
@@ -43,7 +47,7 @@ pub(super) fn series(rig: &mut Rig, running: &Running, kind: Kind, pause_us: u64
         }
         let before = running.commits(&rig.lab)?;
         let (written, effect) = apply(rig, kind, pause_us)?;
-        series.writes += if taken_away.is_some() { 2 } else { 1 };
+        series.writes += if taken_away.is_some() || kind == Kind::StaleFlows { 2 } else { 1 };
         series.write.push(micros(written.done.saturating_sub(written.started)));
         series.seen.push(micros(written.seen.saturating_sub(written.started)));
         let Some(effect) = effect else {
@@ -51,6 +55,10 @@ pub(super) fn series(rig: &mut Rig, running: &Running, kind: Kind, pause_us: u64
             break;
         };
         series.latency.push(micros(effect.saturating_sub(written.started)));
+        if kind == Kind::StaleFlows && !flows::have_ended(rig)? {
+            series.gave_up = true;
+            break;
+        }
         rig.pause();
         each.extend(running.first_commit_since(&before));
     }
@@ -70,8 +78,11 @@ fn take_away(rig: &mut Rig, line: &str) -> Result<bool> {
 
 /// Writes one change and watches for it. When it took effect, in nanoseconds since 1970.
 fn apply(rig: &mut Rig, kind: Kind, pause_us: u64) -> Result<(Written, Option<u64>)> {
+    if kind == Kind::StaleFlows {
+        flows::make_stale(rig)?;
+    }
     let line = match kind {
-        Kind::EndpointSlice => {
+        Kind::EndpointSlice | Kind::StaleFlows => {
             rig.endpoint_turn += 1;
             format!("endpoints {PROBE_SLICE} {}", endpoint(rig.endpoint_turn))
         }

@@ -35,6 +35,7 @@ pub(super) fn goals(results: &Results) -> Vec<Goal> {
         goals.push(row.faster("start to last working Service", Metric::Last, 20.0, 1.2, "20x faster, under 1.2 s"));
         goals.push(row.faster("EndpointSlice write to effect, p50", latency(50.0), 100.0, 5e3, "100x faster, under 5 ms"));
         goals.push(row.below("EndpointSlice write to effect, p99", latency(99.0), SERVICES, 15e3, "under 15 ms"));
+        goals.push(row.undisturbed());
         goals.push(row.grows("EndpointSlice write to effect, p50, 50,000 against 1,000 Services", latency(50.0), FEW, "at most 1.3x"));
         if proxy == Proxy::Nftables {
             goals.push(row.below("commit of one endpoint", Metric::Commit, SERVICES, 100.0, "under 0.1 ms"));
@@ -93,6 +94,16 @@ impl Row<'_> {
         let rival = ratio(self.rival(metric, MANY), self.rival(metric, few));
         let show = |factor: Option<f64>| factor.map(|factor| format!("{}x", digits(factor)));
         self.goal(what, goal, show(rival), show(factor), factor.map(|factor| factor <= SAME))
+    }
+
+    /// What is cleaned up does not hold up what changes.
+    fn undisturbed(&self) -> Goal {
+        let metrics = [Kind::StaleFlows, Kind::EndpointSlice].map(|kind| Metric::Latency(kind, 99.0));
+        let show = |proxy| metrics[0].of(self.results, proxy, SERVICES).map(|value| metrics[0].show(value));
+        let [meanwhile, usual] = metrics.map(|metric| self.value(metric, SERVICES));
+        let met = meanwhile.zip(usual).map(|(meanwhile, usual)| meanwhile <= usual * SAME);
+        let what = "EndpointSlice write to effect while 10,000 stale flows are ended, p99";
+        self.goal(what, "as usual", show(RIVAL), show(self.proxy), met)
     }
 
     fn connect(&self) -> Goal {

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::change::{PAUSE_US, SELDOM_US};
+use super::flows::FLOWS;
 use super::goals::goals;
 use super::metric::{Metric, digits};
 use super::plan::Proxy;
@@ -13,7 +14,7 @@ use super::svg;
 const RIVAL: Proxy = Proxy::KubeProxyNftables;
 
 /// The rows of each table.
-const ROWS: [(&str, Metric); 35] = [
+const ROWS: [(&str, Metric); 39] = [
     ("start to first working Service", Metric::First),
     ("start to last working Service", Metric::Last),
     ("CPU from start to then", Metric::StartCpu),
@@ -40,6 +41,10 @@ const ROWS: [(&str, Metric); 35] = [
     ("policy to effect, p90", Metric::Latency(Kind::Policy, 90.0)),
     ("policy to effect, p99", Metric::Latency(Kind::Policy, 99.0)),
     ("CPU for a policy change", Metric::Cpu(Kind::Policy)),
+    ("EndpointSlice to effect while 10,000 flows end, p50", Metric::Latency(Kind::StaleFlows, 50.0)),
+    ("EndpointSlice to effect while 10,000 flows end, p90", Metric::Latency(Kind::StaleFlows, 90.0)),
+    ("EndpointSlice to effect while 10,000 flows end, p99", Metric::Latency(Kind::StaleFlows, 99.0)),
+    ("CPU for an EndpointSlice change and 10,000 flows", Metric::Cpu(Kind::StaleFlows)),
     ("commit of a Service, p50", Metric::CommitOf(Kind::Service, 50.0)),
     ("commit of a Service, p99", Metric::CommitOf(Kind::Service, 99.0)),
     ("commit of a policy, p50", Metric::CommitOf(Kind::Policy, 50.0)),
@@ -140,7 +145,8 @@ fn method(results: &Results) -> String {
            its internal traffic policy, which leaves it none of its endpoints, becomes Cluster. One change comes before and does not count. \
            The write goes on until the API server answers it, but its watches see it earlier: a bare watch of that one Service, in the \
            process that writes, tells when a proxy could know of it at the earliest. New connections are tried every {pause} us, or every hundredth of the time that has passed if that is longer: \
-           the resolution.\n\
+           the resolution. **While 10,000 flows end**: before each change of the endpoint, {flows} UDP flows from outside the cluster went \
+           to another Service, whose endpoint was replaced just before; the next such change waits until they have ended.\n\
          - Percentiles are by nearest rank: of few samples p99 is the largest.\n\
          - **Commit**: from a series of its own, with a try of a connection only every {seldom} ms, so that the probes take no core from \
            the proxy. For our dataplanes, the time in which the agent writes an endpoint's change to the kernel, median; for \
@@ -161,6 +167,7 @@ fn method(results: &Results) -> String {
         pause = PAUSE_US,
         seldom = SELDOM_US / 1000,
         connects = plan.connects,
+        flows = FLOWS,
     );
     for (name, value) in &results.facts {
         let _ = writeln!(text, "| {name} | {value} |");

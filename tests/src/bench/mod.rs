@@ -4,6 +4,7 @@
 
 mod change;
 mod facts;
+mod flows;
 mod goals;
 mod markdown;
 mod metric;

@@ -9,6 +9,7 @@ use crate::random::random;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
+use super::results::Kind;
 use crate::agent::Mode;
 
 /// What serves, or does not.
@@ -143,7 +144,7 @@ impl Plan {
 
     /// About how many seconds one turn takes: for the time left, before anything has been measured.
     fn estimate(&self, proxy: Proxy, services: usize) -> f64 {
-        let (thousands, changes) = (services as f64 / 1000.0, 4.0 * self.changes as f64);
+        let (thousands, changes) = (services as f64 / 1000.0, Kind::ALL.len() as f64 * self.changes as f64);
         let (start, change) = match proxy {
             Proxy::None => return 2.0,
             Proxy::Ebpf | Proxy::Nftables => (1.0 + 0.1 * thousands, 0.15),

@@ -96,11 +96,13 @@ pub enum Kind {
     Port,
     /// The internal traffic policy of a Service without endpoints on the node becomes Cluster.
     Policy,
+    /// As an EndpointSlice, just after a change by which ten thousand UDP flows went stale.
+    StaleFlows,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 4] = [Kind::EndpointSlice, Kind::Service, Kind::Port, Kind::Policy];
+    pub const ALL: [Kind; 5] = [Kind::EndpointSlice, Kind::Service, Kind::Port, Kind::Policy, Kind::StaleFlows];
 }
 
 /// Changes of one kind, one after the other.

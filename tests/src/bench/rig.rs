@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 use serde::Deserialize;
 
@@ -22,6 +22,9 @@ pub(super) const NODE: &str = "node1";
 /// The Service that is changed, and its slice.
 pub(super) const PROBE: &str = "probe";
 pub(super) const PROBE_SLICE: &str = "probe-0";
+/// The UDP Service whose flows go stale, and its slice.
+pub(super) const FLOWS: &str = "flows";
+pub(super) const FLOWS_SLICE: &str = "flows-0";
 /// Where endpoints listen.
 const BACKEND_PORT: u16 = 8080;
 /// Where `fill` takes its endpoints from.
@@ -32,12 +35,20 @@ pub(super) fn endpoint(turn: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 255, 0, if turn.is_multiple_of(2) { 1 } else { 2 })
 }
 
+/// Endpoints that take what is sent to them and answer nothing: within those of [`endpoint`]'s network that nobody else has.
+const SILENT: &str = "10.255.1.0/24";
+
+/// The two addresses that the endpoint of the Service with many flows takes in turn.
+pub(super) fn silent_endpoint(turn: usize) -> Ipv4Addr {
+    Ipv4Addr::new(10, 255, 1, if turn.is_multiple_of(2) { 1 } else { 2 })
+}
+
 /// The two ports that the probe takes in turn.
 pub(super) fn port(turn: usize) -> u16 {
     if turn.is_multiple_of(2) { 80 } else { 81 }
 }
 
-/// Lab, API server and the process that writes to it.
+/// Lab, API server and the processes that write to it.
 pub(super) struct Rig {
     pub(super) lab: Lab,
     pub(super) plane: ControlPlane,
@@ -50,6 +61,10 @@ pub(super) struct Rig {
     pub(super) probe: IpAddr,
     pub(super) endpoint_turn: usize,
     pub(super) port_turn: usize,
+    /// The virtual address of the Service with many flows, and how often its endpoint has changed.
+    pub(super) flows: IpAddr,
+    pub(super) flows_writer: Writer,
+    pub(super) flows_turn: usize,
     random: u64,
 }
 
@@ -61,6 +76,7 @@ impl Rig {
         lab.ip("b1", &format!("route add local {ENDPOINTS} dev lo\n"))?;
         lab.ip("node1", &format!("route add {ENDPOINTS} via {pod} dev pod-b1 onlink\n"))?;
         lab.pod("b1").answer_at((Ipv4Addr::UNSPECIFIED, BACKEND_PORT).into())?;
+        lab.ip("b1", &format!("route add blackhole {SILENT} table local\n"))?;
         forget_unanswered_soon(&lab)?;
 
         // On another node, as it is in a cluster: its own connections do not meet the rules of the node under test.
@@ -69,12 +85,15 @@ impl Rig {
         options.saved = Some(state::saved(&lab, &options, services, plan)?);
         let mut plane = ControlPlane::start(options)?;
         plane.wait_ready(READY)?;
-        let writer = Writer::start(&plane)?;
+        let [writer, flows_writer] = [Writer::start(&plane, PROBE)?, Writer::start(&plane, FLOWS)?];
         let names: Vec<String> = sample(services, plan.seed).into_iter().map(|i| format!("svc-{i:05}")).collect();
         let sample = addresses_of(&plane, &names)?.into_iter().map(|ip| SocketAddr::new(ip, 80)).collect();
-        let probe = addresses_of(&plane, &[PROBE.to_owned()])?.remove(0);
+        let [probe, flows] = addresses_of(&plane, &[PROBE.to_owned(), FLOWS.to_owned()])?[..] else {
+            bail!("two addresses were asked for")
+        };
         let (plan, random) = (plan.clone(), plan.seed);
-        Ok(Self { lab, plane, writer, plan, services, sample, probe, endpoint_turn: 0, port_turn: 0, random })
+        let (endpoint_turn, port_turn, flows_turn) = (0, 0, 0);
+        Ok(Self { lab, plane, writer, plan, services, sample, probe, endpoint_turn, port_turn, flows, flows_writer, flows_turn, random })
     }
 
     /// Where the probe is served now.
@@ -155,9 +174,10 @@ pub(super) struct Written {
 }
 
 impl Writer {
-    fn start(plane: &ControlPlane) -> Result<Self> {
+    /// For one Service, whose changes it watches as well.
+    fn start(plane: &ControlPlane, service: &str) -> Result<Self> {
         let mut command = plane.fill_command("update");
-        command.args(["-watch", PROBE]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args(["-watch", service]).stdin(Stdio::piped()).stdout(Stdio::piped());
         die_with_parent(&mut command, Signal::SIGKILL);
         let mut child = spawn_from_lasting_thread(command).context("fill update")?;
         let stdin = child.stdin.take().context("standard input was not piped")?;

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use serde_json::json;
 
 use super::plan::Plan;
-use super::rig::{NODE, PROBE_SLICE, endpoint};
+use super::rig::{FLOWS, FLOWS_SLICE, NODE, PROBE, PROBE_SLICE, endpoint, silent_endpoint};
 use crate::controlplane::binaries::binaries;
 use crate::controlplane::{ControlPlane, Options};
 use crate::golang::{cache_dir, lock};
@@ -16,7 +17,7 @@ use crate::lab::Lab;
 /// How long the API server may take to serve.
 pub(super) const READY: Duration = Duration::from_secs(120);
 /// To be raised when what is filled in changes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The objects of `services` Services and of the probe's, made now if that has not been done.
 pub(super) fn saved(lab: &Lab, options: &Options, services: usize, plan: &Plan) -> Result<PathBuf> {
@@ -57,19 +58,34 @@ fn fill(lab: &Lab, options: &Options, services: usize, plan: &Plan) -> Result<Co
     plane.wait_ready(READY)?;
     plane.add_node(NODE, &[lab.node(1).v4().into()])?;
     // Before the others: each Service that the API server makes costs it more the more there are.
-    plane.kubectl(&["apply", "-f", "-"], Some(PROBE_SERVICE))?;
-    plane.kubectl(&["apply", "-f", "-"], Some(PROBE_ENDPOINTS))?;
+    for (name, protocol) in [(PROBE, "TCP"), (FLOWS, "UDP")] {
+        plane.kubectl(&["apply", "-f", "-"], Some(&service(name, protocol)))?;
+        plane.kubectl(&["apply", "-f", "-"], Some(&slice(name, protocol)))?;
+    }
     plane.update_slice(PROBE_SLICE, &[endpoint(0).into()])?;
+    plane.update_slice(FLOWS_SLICE, &[silent_endpoint(0).into()])?;
     plane.fill(services, plan.endpoints, &[])?;
     Ok(plane)
 }
 
-const PROBE_SERVICE: &str = r#"{
-    "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "default", "name": "probe"},
-    "spec": {"ipFamilyPolicy": "SingleStack", "ipFamilies": ["IPv4"],
-             "ports": [{"name": "http", "protocol": "TCP", "port": 80, "targetPort": 8080}]}}"#;
+/// As `fill update` calls it when it changes the port.
+const PORT: &str = "http";
 
-const PROBE_ENDPOINTS: &str = r#"{
-    "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-    "metadata": {"namespace": "default", "name": "probe-0", "labels": {"kubernetes.io/service-name": "probe"}},
-    "addressType": "IPv4", "ports": [{"name": "http", "protocol": "TCP", "port": 8080}], "endpoints": []}"#;
+fn service(name: &str, protocol: &str) -> String {
+    let port = json!({"name": PORT, "protocol": protocol, "port": 80, "targetPort": 8080});
+    json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "default", "name": name},
+        "spec": {"ipFamilyPolicy": "SingleStack", "ipFamilies": ["IPv4"], "ports": [port]},
+    })
+    .to_string()
+}
+
+/// The first slice of a Service, without endpoints.
+fn slice(name: &str, protocol: &str) -> String {
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"namespace": "default", "name": format!("{name}-0"), "labels": {"kubernetes.io/service-name": name}},
+        "addressType": "IPv4", "ports": [{"name": PORT, "protocol": protocol, "port": 8080}], "endpoints": [],
+    })
+    .to_string()
+}
