@@ -14,6 +14,7 @@ pub mod host;
 pub mod http;
 pub mod lead;
 pub mod log;
+pub mod memory;
 pub mod metrics;
 pub mod modes;
 mod netfilter;
