@@ -308,6 +308,17 @@ impl Forwarding {
         self.claims.winner(frontend)
     }
 
+    /// Where a Service is served: the frontends that it claims, less those that another Service wins, each with the number of its port.
+    pub fn served_at(&self, name: &ObjectName) -> Vec<(Frontend, u16)> {
+        let Some(service) = self.cluster.service(name) else { return Vec::new() };
+        let of_port = |port| families(service).flat_map(move |family| frontends(service, port, family)).map(move |(f, _)| (f, port.port));
+        let mut served: Vec<_> = service.ports.iter().flat_map(of_port).filter(|(f, _)| self.claims.winner(f) == Some(name)).collect();
+        // An address may be there as more than one kind.
+        let mut seen = HashSet::new();
+        served.retain(|(frontend, _)| seen.insert(*frontend));
+        served
+    }
+
     /// The endpoints of a Service port in one family to which flows may go on (CT-05), sorted.
     pub fn serving(&self, name: &ObjectName, port: &ServicePort, family: Family) -> Vec<Address> {
         serving(self.candidates(name, port, family))

@@ -12,6 +12,7 @@
 
 pub mod cidr;
 pub mod cluster;
+pub mod connections;
 pub mod forward;
 pub mod input;
 pub mod ledger;
