@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proxy_core::lower::{Lowering, ObjectsOf, StepOf};
+use proxy_core::model::Frontend;
 use tokio::sync::Notify;
 
 /// Rings in the agent's loop when somebody else has changed what a kernel holds.
@@ -39,6 +40,23 @@ impl<K: Ord, V> Disturbance<K, V> {
             (objects.len() <= MOST_KNOWN).then_some(objects)
         });
     }
+}
+
+/// What counts, in the kernel, the connections that are led to a backend. Its calls block for as long as the kernel takes.
+pub trait Meter: Send {
+    /// Reads the counts of all frontends that have had a connection.
+    ///
+    /// # Errors
+    ///
+    /// The kernel cannot be read.
+    fn read(&mut self) -> anyhow::Result<Vec<(Frontend, u64)>>;
+
+    /// Deletes the counts of these frontends; a later connection begins anew. That there is none is no error.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses; some may be deleted.
+    fn forget(&mut self, frontends: &[Frontend]) -> anyhow::Result<()>;
 }
 
 /// The objects that the kernel refused, each with the reason: errno in words, and what to do where that is known.

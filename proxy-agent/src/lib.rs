@@ -6,6 +6,7 @@ pub mod bpf;
 pub mod cli;
 pub mod coexist;
 pub mod config;
+pub mod connections;
 pub mod conntrack;
 pub mod dataplane;
 pub mod dump;

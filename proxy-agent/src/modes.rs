@@ -14,8 +14,8 @@ use tracing::{info, warn};
 
 use crate::bpf::{BpfMaps, BpfOptions};
 use crate::cli::Mode;
-use crate::dataplane::{Alarm, Dataplane};
-use crate::nft::{self, Monitor, NftTable};
+use crate::dataplane::{Alarm, Dataplane, Meter};
+use crate::nft::{self, Monitor, NftMeter, NftTable};
 use crate::programmer::{Programmed, Programmer};
 use crate::recorder::{Recorder, Severity};
 
@@ -32,25 +32,42 @@ pub fn choose(bpf: &BpfOptions, recorder: &Recorder) -> Mode {
     Mode::Nftables
 }
 
-/// The dataplanes of a mode, ready to be programmed. To be called in a runtime: they ring the alarm.
+/// What works on the kernel.
+pub struct Kernel {
+    /// The dataplanes, ready to be programmed.
+    pub programmers: Vec<Box<dyn Programmer>>,
+    /// What counts connections, if they are counted.
+    pub meters: Vec<Box<dyn Meter>>,
+}
+
+/// The kernel in a mode. To be called in a runtime: dataplanes ring the alarm.
 ///
 /// # Errors
 ///
 /// This host cannot run the mode.
-pub fn programmers(mode: Mode, bpf: BpfOptions, settings: &Settings, alarm: &Alarm) -> anyhow::Result<Vec<Box<dyn Programmer>>> {
+pub fn kernel(mode: Mode, bpf: BpfOptions, settings: &Settings, alarm: &Alarm) -> anyhow::Result<Kernel> {
     let monitor = Monitor::start(alarm)?;
     let mut programmers: Vec<Box<dyn Programmer>> = Vec::new();
+    let mut meters: Vec<Box<dyn Meter>> = Vec::new();
+    let counts = settings.counts_connections;
     if mode == Mode::Ebpf {
         let lowering = Bpf::new(settings);
-        programmers.push(Box::new(Programmed::new("ebpf", BpfMaps::start(bpf, lowering)?, lowering)));
+        let maps = BpfMaps::start(bpf, lowering)?;
+        if counts {
+            meters.push(Box::new(maps.meter()?));
+        }
+        programmers.push(Box::new(Programmed::new("ebpf", maps, lowering)));
     }
     // Beside eBPF's sockets too: they leave to packets what depends on packets, and who sends past them.
     for family in Family::ALL {
         let table = NftTable::open(Nft::new(family, settings))?.watched(&monitor)?;
         let lowering = table.lowering();
         programmers.push(Box::new(Programmed::new(format!("nftables {family}"), table, lowering)));
+        if counts {
+            meters.push(Box::new(NftMeter::open(family, &monitor)?));
+        }
     }
-    Ok(programmers)
+    Ok(Kernel { programmers, meters })
 }
 
 /// Takes out of use what an agent in another mode has left, once everything of this mode is in place. What eBPF has decided at sockets

@@ -14,10 +14,12 @@ use tracing::{info, warn};
 
 use crate::agent::Agent;
 use crate::config::{Changes, Config, ConntrackSettings, Loaded, Source};
+use crate::connections::{Counter, CounterFollower};
 use crate::conntrack::{Cleaned, Cleaner};
 use crate::dataplane::Alarm;
 use crate::health::ServiceHealth;
 use crate::host::Addresses;
+use crate::modes::Kernel;
 use crate::programmed::Questions;
 use crate::recorder::{Recorder, Severity};
 use crate::telemetry::Telemetry;
@@ -65,7 +67,9 @@ pub async fn run(config: Config, changes: Changes, mut stop: Stop) -> anyhow::Re
     let mode = config.mode.unwrap_or_else(|| modes::choose(&config.bpf, &recorder));
     info!(%mode, "serving");
     let (questions, asked) = Questions::new();
-    parts.spawn(Servers::new(&config, mode, &telemetry, &recorder, questions).run());
+    let most = config.service_connection_series;
+    let counter = (most > 0).then(|| Counter::new(most, telemetry.metrics.connections.clone()));
+    parts.spawn(Servers::new(&config, mode, &telemetry, questions, counter.clone()).run());
     // Roughly one chunk of a list: the sources wait while the kernel is written.
     let (sender, events) = mpsc::channel(4096);
     let addresses = Addresses::start(sender.clone()).await?;
@@ -80,7 +84,7 @@ pub async fn run(config: Config, changes: Changes, mut stop: Stop) -> anyhow::Re
     };
     set_kernel(&config.conntrack, config.oom_score_adj, &recorder)?;
     let alarm = Alarm::default();
-    let programmers = modes::programmers(mode, config.bpf.clone(), &config.settings, &alarm)?;
+    let Kernel { programmers, meters } = modes::kernel(mode, config.bpf.clone(), &config.settings, &alarm)?;
     let mut agent = Agent::new(config.settings, programmers, alarm, telemetry.clone());
     agent.asked_by(asked);
     agent.paced(config.min_sync_period);
@@ -88,6 +92,14 @@ pub async fn run(config: Config, changes: Changes, mut stop: Stop) -> anyhow::Re
     let metrics = telemetry.metrics;
     let report = move |Cleaned { family, deleted, duration }| metrics.conntrack.observe(duration, family, deleted);
     agent.followed_by(Cleaner::start(left_behind(), report)?);
+    if let Some(counter) = counter {
+        counter.has(meters);
+        agent.followed_by(CounterFollower::new(&counter));
+        parts.spawn(async move {
+            counter.clean().await;
+            Ok(())
+        });
+    }
     let found = tokio::task::spawn_blocking(coexist::look).await.context("looking for a kube-proxy")?;
     let remove = config.remove_kube_proxy_rules;
     found.report(remove);

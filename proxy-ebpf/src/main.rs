@@ -3,6 +3,9 @@
 
 #![no_std]
 #![no_main]
+// The target has additions that are one operation, and `AtomicU64` has none for it, since it lacks others.
+#![feature(core_intrinsics)]
+#![allow(internal_features)]
 #![allow(unsafe_code, reason = "every map access and every field of a context is behind a raw pointer here")]
 // The macro drops the doc comment of a program, and nothing here has a caller in Rust.
 #![allow(missing_docs, unreachable_pub)]

@@ -3,7 +3,7 @@
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{HashMap, LruHashMap};
+use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuHashMap};
 use proxy_abi::{Addr, Flow, Frontend, FrontendKey, MemberKey, ServiceName, SlotKey, SocketKey, capacity};
 
 /// What is served, and by which Service port.
@@ -30,6 +30,11 @@ pub(crate) static FLOWS: LruHashMap<SocketKey, Flow> = LruHashMap::pinned(capaci
 #[map]
 pub(crate) static REVERSE: LruHashMap<SocketKey, Addr> = LruHashMap::pinned(capacity::SOCKETS, 0);
 
+/// Connections and flows that were led to a backend, by frontend and processor. Only programs add entries, with the first
+/// connection: what nobody uses takes no memory.
+#[map]
+pub(crate) static COUNTS: PerCpuHashMap<FrontendKey, u64> = PerCpuHashMap::pinned(capacity::SERVICES, BPF_F_NO_PREALLOC);
+
 /// How long an unconnected UDP socket may be silent towards a virtual address and still keep its backend.
 #[unsafe(no_mangle)]
 pub(crate) static UDP_IDLE_NS: Global<u64> = Global::new(120_000_000_000);
@@ -42,3 +47,7 @@ pub(crate) static REFUSE_WITH_ERRNO: Global<u8> = Global::new(1);
 /// The cookie of the network namespace whose sockets are served on ::1, the host's own; 0 where nobody's are.
 #[unsafe(no_mangle)]
 pub(crate) static HOST_NETNS: Global<u64> = Global::new(0);
+
+/// Whether `COUNTS` is written.
+#[unsafe(no_mangle)]
+pub(crate) static COUNT_CONNECTIONS: Global<u8> = Global::new(1);

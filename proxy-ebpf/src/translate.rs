@@ -1,11 +1,13 @@
 //! What becomes of a socket call. Addresses are normalised, so nothing here depends on the socket's family.
 
 use core::ffi::c_void;
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
+use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_ns};
 use proxy_abi::{Addr, Flow, Frontend, FrontendKey, MemberKey, SlotKey, SocketKey, UDP};
 
-use crate::maps::{FLOWS, FRONTENDS, HOST_NETNS, MEMBERS, REVERSE, SLOTS, UDP_IDLE_NS};
+use crate::maps::{COUNT_CONNECTIONS, COUNTS, FLOWS, FRONTENDS, HOST_NETNS, MEMBERS, REVERSE, SLOTS, UDP_IDLE_NS};
 
 /// `::1` and `::`.
 const LOOPBACK: [u32; 4] = [0, 0, 0, 1u32.to_be()];
@@ -48,6 +50,7 @@ pub(crate) fn connect(call: &Call) -> Verdict {
     let Some((_, backend)) = choose(&key, frontend) else {
         return Verdict::Refused;
     };
+    count(&key);
     remember(&call.socket(), backend, call.remote);
     Verdict::To(backend)
 }
@@ -73,6 +76,7 @@ pub(crate) fn send(call: &Call) -> Verdict {
         let _ = FLOWS.remove(&flow_key);
         return Verdict::Refused;
     };
+    count(&key);
     // A flow that cannot be stored costs no more than another choice at the next datagram.
     let _ = FLOWS.insert(&flow_key, &Flow { last_seen: now, backend, service }, 0);
     remember(&socket, backend, call.remote);
@@ -160,6 +164,24 @@ fn choose(key: &FrontendKey, mut current: Frontend) -> Option<(u32, Addr)> {
         current = frontend(key)?;
     }
     None
+}
+
+/// Counts a connection that is led to a backend. One that cannot be counted goes on all the same.
+#[inline(always)]
+fn count(key: &FrontendKey) {
+    if COUNT_CONNECTIONS.load() != 0 && !counted(key) && COUNTS.insert(key, &1, BPF_NOEXIST.into()).is_err() {
+        // Another processor has been the first, or there is no room.
+        counted(key);
+    }
+}
+
+/// Adds to the count of a frontend that has one.
+#[inline(always)]
+fn counted(key: &FrontendKey) -> bool {
+    let Some(count) = COUNTS.get_ptr_mut(key) else { return false };
+    // SAFETY: as in `source`. Another task may take this processor between reading and writing, so that it is one operation.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(count, 1) };
+    true
 }
 
 /// The backend of a flow that is fresh, of this Service port, and still has its backend there. It is refreshed.

@@ -24,6 +24,8 @@ pub struct Settings {
     pub masquerade_bit: u8,
     /// An address that counts as the Node's own in its family, whatever the Node object says (API-03).
     pub bind_address: Option<IpAddr>,
+    /// Connections that are led to endpoints are counted by Service port.
+    pub counts_connections: bool,
 }
 
 impl Default for Settings {
@@ -36,6 +38,7 @@ impl Default for Settings {
             open_unnamed_families: false,
             masquerade_bit: 14,
             bind_address: None,
+            counts_connections: true,
         }
     }
 }

@@ -128,7 +128,7 @@ fn run(steps: &[Step<Key, Value>]) -> Run<'_> {
     )
 }
 
-fn open<K: Plain, V: Plain>(dir: &Path, name: &str) -> anyhow::Result<Map<K, V>> {
+pub(super) fn open<K: Plain, V: Plain>(dir: &Path, name: &str) -> anyhow::Result<Map<K, V>> {
     let path = dir.join(name);
     Map::open(&path).with_context(|| format!("{}: the map cannot be opened; `proxy-agent cleanup` removes what is broken", path.display()))
 }

@@ -4,6 +4,7 @@
 //! agent adopts the maps and puts its programs behind the same links.
 
 mod maps;
+mod meter;
 mod place;
 mod programs;
 mod sys;
@@ -19,6 +20,7 @@ use tracing::info;
 
 use crate::dataplane::{Dataplane, Refused};
 use maps::Maps;
+pub use meter::BpfMeter;
 
 /// Where the eBPF dataplane lives.
 #[derive(Clone, Debug)]
@@ -49,10 +51,19 @@ impl BpfMaps {
         let dir = layout_dir(&options.pin_dir);
         place::pin_dir(&dir)?;
         let host = if lowering.loopback { place::host() } else { None };
-        programs::start(&dir, &cgroup, host)?;
+        programs::start(&dir, &cgroup, programs::Globals { host, counts: lowering.counts })?;
         let maps = Maps::open(&dir)?;
         let leftovers = layouts(&options.pin_dir)?.into_iter().filter(|other| *other != dir).collect();
         Ok(Self { options, maps, leftovers })
+    }
+
+    /// What the programs count.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be opened.
+    pub fn meter(&self) -> anyhow::Result<BpfMeter> {
+        BpfMeter::open(&layout_dir(&self.options.pin_dir))
     }
 
     /// Whether this host can run the programs: loads them, and leaves nothing.

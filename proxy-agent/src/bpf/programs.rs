@@ -35,14 +35,23 @@ const PROGRAMS: [(&str, u32); 8] = [
 /// The programs that choose a backend.
 pub(super) const CHOOSING: [&str; 4] = ["connect4", "connect6", "sendmsg4", "sendmsg6"];
 
+/// What the programs are told.
+#[derive(Clone, Copy)]
+pub(super) struct Globals {
+    /// The network namespace whose sockets are served on ::1.
+    pub(super) host: Option<u64>,
+    /// Whether connections are counted.
+    pub(super) counts: bool,
+}
+
 /// Loads all programs over the maps pinned in `dir`, making those that are missing, and attaches them to `cgroup`. Programs that
-/// run already are replaced one by one, each between two calls. `host`: the network namespace whose sockets are served on ::1.
-pub(super) fn start(dir: &Path, cgroup: &Path, host: Option<u64>) -> anyhow::Result<()> {
+/// run already are replaced one by one, each between two calls.
+pub(super) fn start(dir: &Path, cgroup: &Path, globals: Globals) -> anyhow::Result<()> {
     let cgroup_file = File::open(cgroup).with_context(|| cgroup.display().to_string())?;
     let cgroup_id = cgroup_file.metadata().with_context(|| cgroup.display().to_string())?.ino();
     // All are loaded before the first is attached: either the kernel takes all or nothing changes.
-    let mut ebpf = load(dir, true, host).or_else(|error| {
-        let ebpf = load(dir, false, host).map_err(|_| error)?;
+    let mut ebpf = load(dir, true, globals).or_else(|error| {
+        let ebpf = load(dir, false, globals).map_err(|_| error)?;
         info!("this kernel is older than 6.1: connections to Services without endpoints are refused by nftables rules, not at the socket");
         anyhow::Ok(ebpf)
     })?;
@@ -59,17 +68,18 @@ pub(super) fn start(dir: &Path, cgroup: &Path, host: Option<u64>) -> anyhow::Res
 
 /// Loads all programs over new maps that are pinned in `dir`, and attaches none.
 pub(super) fn try_load(dir: &Path) -> anyhow::Result<()> {
-    load(dir, true, None).or_else(|error| load(dir, false, None).map_err(|_| error)).map(drop)
+    let globals = Globals { host: None, counts: true };
+    load(dir, true, globals).or_else(|error| load(dir, false, globals).map_err(|_| error)).map(drop)
 }
 
 /// `with_errno`: whether the programs may use the helper that sets a call's errno, which cgroup programs have since 6.1.
-fn load(dir: &Path, with_errno: bool, host: Option<u64>) -> anyhow::Result<Ebpf> {
+fn load(dir: &Path, with_errno: bool, globals: Globals) -> anyhow::Result<Ebpf> {
     // 0 is no network namespace's cookie.
-    let host = host.unwrap_or(0);
-    let refuse_with_errno = u8::from(with_errno);
+    let host = globals.host.unwrap_or(0);
+    let (refuse_with_errno, counts) = (u8::from(with_errno), u8::from(globals.counts));
     let mut loader = EbpfLoader::new();
     loader.default_map_pin_directory(dir).override_global("REFUSE_WITH_ERRNO", &refuse_with_errno, true);
-    loader.override_global("HOST_NETNS", &host, true);
+    loader.override_global("HOST_NETNS", &host, true).override_global("COUNT_CONNECTIONS", &counts, true);
     let mut ebpf = loader.load(OBJECT).with_context(|| {
         format!("the eBPF object cannot be loaded over the maps in {} (is CAP_BPF missing, or the kernel older than 5.10?)", dir.display())
     })?;

@@ -205,13 +205,18 @@ impl<K: Plain, V: Plain> Map<K, V> {
 
     /// All entries. Others may write meanwhile: an entry that they add or delete may or may not be seen.
     pub(super) fn entries(&self) -> io::Result<Vec<(K, V)>> {
+        self.read(1, |values| values[0])
+    }
+
+    /// Reads all entries, each with so many values, which `join` makes one of.
+    fn read<T>(&self, per_key: usize, join: impl Fn(&[V]) -> T) -> io::Result<Vec<(K, T)>> {
         // Larger than any bucket's chain; the kernel answers ENOSPC where it is not.
         let mut room = 4096usize;
         let mut entries = Vec::new();
         let mut position = 0u32;
         let mut started = false;
         loop {
-            let (mut keys, mut values) = (vec![K::ZERO; room], vec![V::ZERO; room]);
+            let (mut keys, mut values) = (vec![K::ZERO; room], vec![V::ZERO; room * per_key]);
             let mut next = 0u32;
             let mut attr = BatchAttr {
                 in_batch: if started { pointer(&raw const position) } else { 0 },
@@ -233,11 +238,18 @@ impl<K: Plain, V: Plain> Map<K, V> {
                 Err(e) => return Err(e),
             };
             let count = (attr.count as usize).min(room);
-            entries.extend(keys.into_iter().zip(values).take(count));
+            entries.extend(keys.into_iter().zip(values.chunks_exact(per_key).map(&join)).take(count));
             if end {
                 return Ok(entries);
             }
             (position, started) = (next, true);
         }
+    }
+}
+
+impl<K: Plain> Map<K, u64> {
+    /// All entries of a map in which each of the host's possible processors has a value of its own, added up.
+    pub(super) fn sums(&self, processors: usize) -> io::Result<Vec<(K, u64)>> {
+        self.read(processors.max(1), |values| values.iter().fold(0u64, |sum, value| sum.wrapping_add(*value)))
     }
 }

@@ -98,6 +98,7 @@ const SET: &[(&str, &str, &str)] = &[
     ("--open-unnamed-families", "openUnnamedFamilies", "true"),
     ("--remove-kube-proxy-rules=true", "removeKubeProxyRules", "true"),
     ("--manifests=/c", "manifests", r#""/c""#),
+    ("--service-connection-series=7", "serviceConnectionSeries", "7"),
     ("--log-level=proxy_agent=debug,warn", "logLevel", r#""proxy_agent=debug,warn""#),
 ];
 
@@ -156,6 +157,7 @@ fn flags_have_the_forms_of_kube_proxys() {
         open_unnamed_families: true,
         masquerade_bit: 0,
         bind_address: None,
+        counts_connections: true,
     };
     assert_eq!(set, wanted);
     assert!(!settings(&["--masquerade-all", "--masquerade-all=false"]).masquerade_all, "the last one counts");

@@ -267,6 +267,12 @@ pub const FIELDS: &[Field] = &[
         "Serve the Services and EndpointSlices in the files of this folder instead of a cluster's; Node and ServiceCIDRs too.",
     ),
     field(
+        "ProxyAgentConfiguration.serviceConnectionSeries",
+        "service-connection-series",
+        Form::Level,
+        "Count the connections of Services, as series of a metric for so many Service ports at most; others are summed in one. 0: not at all.",
+    ),
+    field(
         "ProxyAgentConfiguration.logLevel",
         "log-level",
         Form::Text,

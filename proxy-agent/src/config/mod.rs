@@ -60,6 +60,8 @@ pub struct Config {
     pub conntrack: ConntrackSettings,
     /// How the kernel treats the agent where memory runs out, -1000 to 1000 (CFG-09); `None` leaves it.
     pub oom_score_adj: Option<i32>,
+    /// So many Service ports have a series of their connections at most; 0: they are not counted.
+    pub service_connection_series: usize,
     /// What the operator is told of the configuration, to be recorded once the run starts.
     pub notices: Vec<Notice>,
 }

@@ -31,6 +31,8 @@ pub struct ProxyAgentConfiguration {
     pub remove_kube_proxy_rules: bool,
     /// Read Services from the files of this folder instead of a cluster.
     pub manifests: Option<PathBuf>,
+    /// So many Service ports have a series of their connections at most; 0: they are not counted.
+    pub service_connection_series: u32,
     /// A level, or a filter of the tracing crate; comes before `logging.verbosity`.
     pub log_level: String,
 }
@@ -46,6 +48,7 @@ impl Default for ProxyAgentConfiguration {
             open_unnamed_families: false,
             remove_kube_proxy_rules: false,
             manifests: None,
+            service_connection_series: 1000,
             log_level: String::new(),
         }
     }

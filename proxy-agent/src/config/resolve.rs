@@ -72,6 +72,8 @@ pub fn resolve(config: &KubeProxyConfiguration, own: &ProxyAgentConfiguration, b
         min_sync_period: min_sync_period.get().unwrap_or_default(),
         conntrack: conntrack(config),
         oom_score_adj: config.oom_score_adj,
+        // Nobody has as many.
+        service_connection_series: usize::try_from(own.service_connection_series).unwrap_or(usize::MAX),
         notices,
     })
 }
@@ -87,6 +89,7 @@ fn settings(config: &KubeProxyConfiguration, own: &ProxyAgentConfiguration, chec
         node_ports: node_ports(config, own, check),
         open_unnamed_families: own.open_unnamed_families,
         masquerade_bit: masquerade_bit(config),
+        counts_connections: own.service_connection_series > 0,
         bind_address: validate::ip(&config.bind_address).filter(|ip| !ip.is_unspecified()),
     }
 }

@@ -24,7 +24,7 @@ pub(super) struct Catalogue {
 }
 
 /// Names, labels and buckets are constants here: each is checked by the tests, which make all metrics.
-const VALID: &str = "a valid name that is used once";
+pub(super) const VALID: &str = "a valid name that is used once";
 
 macro_rules! simple {
     ($method:ident, $type:ty, $kind:literal) => {
@@ -64,7 +64,7 @@ impl Catalogue {
         self.add(Entry { name, kind: "histogram", labels, help }, metric)
     }
 
-    fn add<M: Collector + Clone + 'static>(&mut self, entry: Entry, metric: M) -> M {
+    pub(super) fn add<M: Collector + Clone + 'static>(&mut self, entry: Entry, metric: M) -> M {
         self.registry.register(Box::new(metric.clone())).expect(VALID);
         self.entries.push(entry);
         metric

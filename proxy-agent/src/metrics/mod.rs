@@ -4,6 +4,7 @@
 
 mod catalogue;
 mod client;
+mod connections;
 mod conntrack;
 mod dataplanes;
 mod process;
@@ -17,6 +18,7 @@ use prometheus::{Encoder, IntCounterVec, IntGaugeVec, TextEncoder};
 use catalogue::Catalogue;
 pub use catalogue::Entry;
 pub use client::{Client, Watched};
+pub use connections::Connections;
 pub use conntrack::Conntrack;
 pub use dataplanes::{Dataplanes, Measured};
 use process::Process;
@@ -42,6 +44,8 @@ pub struct Metrics {
     pub client: Client,
     /// What is programmed, and how long that takes.
     pub dataplanes: Dataplanes,
+    /// Connections by Service port.
+    pub connections: Connections,
     process: Process,
     main: Catalogue,
     slis: Catalogue,
@@ -72,6 +76,7 @@ impl Default for Metrics {
             conntrack: Conntrack::new(&mut main),
             client: Client::new(&mut main),
             dataplanes: Dataplanes::new(&mut main),
+            connections: Connections::new(&mut main),
             process: Process::new(&mut main),
             main,
             slis,

@@ -12,6 +12,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::{CONTENT_TYPE, Metrics};
+use crate::connections::Counter;
 use crate::http::{Answer, Asked, Site};
 use crate::log;
 use crate::programmed::Questions;
@@ -41,6 +42,8 @@ pub struct MetricsSite {
     pub profiling: bool,
     /// Where to ask about Services.
     pub questions: Questions,
+    /// What reads the kernel's counts of connections before a scrape, if they are counted.
+    pub connections: Option<Arc<Counter>>,
     /// When the agent started.
     pub started: SystemTime,
 }
@@ -48,7 +51,12 @@ pub struct MetricsSite {
 impl Site for MetricsSite {
     async fn answer(&self, asked: Asked) -> Answer {
         match &*asked.path {
-            "/metrics" => Answer::new(200, CONTENT_TYPE, self.metrics.text()),
+            "/metrics" => {
+                if let Some(connections) = &self.connections {
+                    connections.refresh().await;
+                }
+                Answer::new(200, CONTENT_TYPE, self.metrics.text())
+            }
             "/metrics/slis" if asked.method == Method::DELETE => {
                 self.metrics.reset_slis();
                 Answer::plain(200, "metrics reset\n")

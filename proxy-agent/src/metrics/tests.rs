@@ -102,6 +102,7 @@ fn site(profiling: bool) -> (MetricsSite, crate::programmed::Asked) {
         flags: [("proxy-mode".to_owned(), "nftables".to_owned())].into(),
         profiling,
         questions,
+        connections: None,
         started: SystemTime::now() - Duration::from_secs(3725),
     };
     (site, asked)

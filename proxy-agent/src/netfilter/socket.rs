@@ -236,8 +236,8 @@ impl Socket {
         }
     }
 
-    /// Whether the dump was not interrupted.
-    fn dump_once(
+    /// The same once, whatever changes meanwhile. Whether the dump was not interrupted.
+    pub(crate) fn dump_once(
         &mut self,
         kind: i32,
         family: u8,

@@ -164,7 +164,7 @@ pub(super) fn read(family: Family, set: &str, element: Attributes<'_>) -> Option
             (Key::BySource(key.destination(is_node_port)?, Pool::Local), Value::Target(data.target()?))
         }
         "refused" | "node-refused" => (Key::Refused(key.destination(is_node_port)?), Value::Label(label(element))),
-        "dropped" | "node-dropped" => (Key::Dropped(key.destination(is_node_port)?), Value::Label(label(element))),
+        "dropped" => (Key::Dropped(key.destination(false)?), Value::Label(label(element))),
         "node-addresses" => (Key::NodeAddress(key.address()?), Value::Present),
         "cluster-ips" => (Key::ClusterIp(key.address()?), Value::Present),
         "hairpins" => {
@@ -192,6 +192,13 @@ pub(super) fn read(family: Family, set: &str, element: Attributes<'_>) -> Option
         "stick-endpoints" => (Key::StickEndpoint(key.number()?), Value::Backend(data.backend()?)),
         _ => return None,
     })
+}
+
+/// The frontend and packets of an element of a set that counts connections.
+pub(super) fn counted(family: Family, set: &str, element: Attributes<'_>) -> Option<(Frontend, u64)> {
+    let mut key = Bytes { family, bytes: element.nest(nfta::ELEM_KEY).get(nfta::DATA_VALUE)? };
+    let packets = element.nest(nfta::ELEM_EXPR).nest(nfta::EXPR_DATA).get(nfta::COUNTER_PACKETS)?;
+    Some((key.destination(set.starts_with("node-"))?, u64::from_be_bytes(*packets.first_chunk()?)))
 }
 
 /// A part of a range: its first address, or the first address after one (`true`).

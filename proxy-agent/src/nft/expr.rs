@@ -148,6 +148,16 @@ impl Key {
         self.exprs
     }
 
+    /// Counts in a dynamic set, whose element comes with the first packet. Ends the rule if there is no room for it, or no memory.
+    pub(super) fn count(mut self, set: &str) -> Vec<Expr> {
+        let dynset = Expr::new(c"dynset")
+            .number(ffi::NFTNL_EXPR_DYNSET_SREG_KEY, FIRST)
+            .number(ffi::NFTNL_EXPR_DYNSET_OP, libc::NFT_DYNSET_OP_ADD as u32)
+            .text(ffi::NFTNL_EXPR_DYNSET_SET_NAME, &text_of(set));
+        self.exprs.push(dynset.nested(ffi::NFTNL_EXPR_DYNSET_EXPR, Expr::new(c"counter")));
+        self.exprs
+    }
+
     /// Writes it into a dynamic map with the value of a field, or deletes it.
     pub(super) fn dynset(mut self, operation: Operation, map: &str, value: Field) -> Vec<Expr> {
         self.exprs.push(meta(value.key(), self.next));

@@ -43,7 +43,10 @@ fn key_flaw(nft: &Nft, key: &Key) -> Option<&'static str> {
         Key::Source(frontend, cidr) => of_range(frontend).or_else(|| of_ip(cidr.first())),
         Key::Restricted(frontend) => of_range(frontend),
         Key::Slot(frontend, _) | Key::BySource(frontend, _) | Key::Service(frontend) => of_frontend(frontend),
-        Key::Refused(frontend) | Key::Dropped(frontend) => of_frontend(frontend),
+        Key::Refused(frontend) => of_frontend(frontend),
+        // Others are dropped by who sends.
+        Key::Dropped(frontend) if frontend.is_node_port() => Some("NodePorts are not dropped without a look at who sends"),
+        Key::Dropped(frontend) => of_frontend(frontend),
     }
 }
 

@@ -7,7 +7,7 @@ use proxy_core::route::{Masquerade, Pool};
 use super::chains::{self, Chain};
 use super::class;
 use super::expr::Field;
-use super::sets::{BY_SOURCE_CLASSES, CLASSES, PIN_SET, SETS, STICK_CLASSES, STICKY};
+use super::sets::{BY_SOURCE_CLASSES, CLASSES, COUNTING, PIN_SET, SETS, STICK_CLASSES, STICKY};
 use super::wire::{Batch, attribute, nest, nfta, number, text, userdata};
 
 /// The table's name, in both families.
@@ -191,7 +191,8 @@ impl Layout {
             attribute(out, nfta::TABLE_USERDATA, &list);
         });
         let sticky = if self.nft.is_sticky { &STICKY[..] } else { &[] };
-        SETS.iter().chain(sticky).for_each(|set| set.write(batch, table, self.nft.family));
+        let counting = if self.nft.counts { &COUNTING[..] } else { &[] };
+        SETS.iter().chain(sticky).chain(counting).for_each(|set| set.write(batch, table, self.nft.family));
         chains::base(self).iter().for_each(|chain| chain.write(self, batch, table));
         Link::base().iter().for_each(|link| link.add(batch, table));
     }

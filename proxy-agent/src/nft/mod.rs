@@ -17,6 +17,7 @@ mod hold;
 pub mod kube_proxy;
 mod layout;
 mod localnet;
+mod meter;
 mod monitor;
 mod observe;
 mod rules;
@@ -39,6 +40,7 @@ use crate::dataplane::{Dataplane, DisturbanceOf, Refused};
 use crate::netfilter::socket::{Failure, Outcome, Socket, Subsystem};
 use expr::Field;
 use layout::{Layout, TABLE};
+pub use meter::NftMeter;
 pub use monitor::Monitor;
 use wire::{Batch, nfta, text};
 

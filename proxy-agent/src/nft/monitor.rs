@@ -22,6 +22,7 @@ use super::chains;
 use super::element;
 use super::layout::TABLE;
 use super::protocol;
+use super::sets::COUNTING;
 use super::sys;
 use super::wire::{Attributes, Message, message_type, messages, nfta};
 use crate::dataplane::{Alarm, Disturbance, DisturbanceOf, MOST_KNOWN};
@@ -40,6 +41,9 @@ const DATAGRAM: usize = 64 << 10;
 /// The socket and what it has told.
 pub struct Monitor {
     fd: OwnedFd,
+    /// Held by who writes beside the tables' own sockets, and while these load much: what is written then would look like somebody
+    /// else's.
+    quiet: Mutex<()>,
     heard: Mutex<Heard>,
 }
 
@@ -90,7 +94,7 @@ impl Monitor {
         if setsockopt(&fd, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
             let _ = setsockopt(&fd, sockopt::RcvBuf, &RECEIVE_BUFFER);
         }
-        let monitor = Self { fd, heard: Mutex::default() };
+        let monitor = Self { fd, quiet: Mutex::default(), heard: Mutex::default() };
         monitor.listen(true).context("cannot listen to nf_tables: CAP_NET_ADMIN is needed")?;
         Ok(monitor)
     }
@@ -98,6 +102,11 @@ impl Monitor {
     /// Changes through this socket are our own.
     pub(super) fn spare(&self, port: u32) {
         self.heard().own.insert(port);
+    }
+
+    /// For a change through a socket that is [spared](Self::spare) and is not a table's own.
+    pub(super) fn quiet(&self) -> MutexGuard<'_, ()> {
+        self.quiet.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What somebody else has changed in the table of this family since this was last asked.
@@ -109,6 +118,7 @@ impl Monitor {
 
     /// Does something that changes very much, without being told of it.
     pub(super) fn away<T>(&self, socket: &mut Socket, change: impl FnOnce(&mut Socket) -> T) -> T {
+        let _quiet = self.quiet();
         let before = others(socket);
         if let Err(reason) = self.listen(false) {
             warn!(%reason, "loading takes longer: cannot leave the group that is told of it");
@@ -224,6 +234,10 @@ fn elements(message: &Message<'_>) -> Option<Elements> {
     let family = Family::ALL.into_iter().find(|family| protocol(*family) == message.family())?;
     let attributes = message.attributes();
     let set = attributes.text(nfta::LIST_SET)?;
+    if COUNTING.iter().any(|counting| counting.name == set) {
+        // It counts on, and packets meet the same.
+        return Some(Elements::new());
+    }
     let read = |(_, element)| element::read(family, set, Attributes(element)).map(|(key, value)| (key, is_added.then_some(value)));
     attributes.nest(nfta::LIST_ELEMENTS).map(read).collect()
 }

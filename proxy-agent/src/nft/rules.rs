@@ -69,6 +69,10 @@ impl Expression {
             .nest(nfta::EXPR_DATA)
             .filter(|(attribute, _)| !has(|kind| kind.ignored, *attribute))
             .map(|(attribute, value)| match () {
+                // What it does to an element.
+                () if name == "dynset" && attribute == nfta::DYNSET_EXPR => {
+                    (attribute, Attributes(value).get(nfta::EXPR_NAME).map(trimmed).unwrap_or_default())
+                }
                 () if has(|kind| kind.registers, attribute) => (attribute, vec![register(value)]),
                 () if has(|kind| kind.data, attribute) => (attribute, data(Attributes(value))),
                 () => (attribute, trimmed(value)),

@@ -17,6 +17,9 @@ pub(super) const STICK_PINS: &str = "stick-pins";
 /// How many pins there may be: a dynamic set without a size holds 65,535.
 const PINS: u32 = 1 << 20;
 
+/// Set: frontends with how many connections were led to a backend; kept by the rules.
+pub(super) const CONNECTIONS: &str = "connections";
+
 /// Items of a set's user data (`enum nftnl_udata_set_types`, libnftnl/udata.h).
 mod item {
     pub(super) const KEY_BYTE_ORDER: u8 = 0;
@@ -56,6 +59,8 @@ enum Kind {
     Interval,
     /// Rules write it, and elements go by themselves.
     Dynamic,
+    /// Rules write it, with a counter in each element. Without a size it takes 65,535, and memory as it fills.
+    Counting,
 }
 
 const fn set(name: &'static str, key: &'static [Part], comment: &'static str) -> Set {
@@ -70,8 +75,12 @@ const fn ranges(name: &'static str, key: &'static [Part], comment: &'static str)
     Set { name, key, data: Data::None, kind: Kind::Interval, comment }
 }
 
+const fn counters(name: &'static str, key: &'static [Part], comment: &'static str) -> Set {
+    Set { name, key, data: Data::None, kind: Kind::Counting, comment }
+}
+
 /// Those that every table has.
-pub(super) const SETS: [Set; 22] = [
+pub(super) const SETS: [Set; 21] = [
     map("services", FRONTEND, A_NUMBER, "frontend : class"),
     map("node-services", NODE_PORT, A_NUMBER, "NodePort : class"),
     map(CLASSES, NUMBER, Data::Verdict, "class : chain"),
@@ -93,7 +102,6 @@ pub(super) const SETS: [Set; 22] = [
     set("refused", FRONTEND, "frontends that refuse"),
     set("node-refused", NODE_PORT, "NodePorts that refuse"),
     set("dropped", FRONTEND, "frontends that drop what has found no backend"),
-    set("node-dropped", NODE_PORT, "NodePorts that drop what has found no backend"),
 ];
 
 /// What affinity takes. There are no elements but those of sticky Services.
@@ -107,6 +115,13 @@ pub(super) const STICKY: [Set; 9] = [
     set("stick-members", &[Part::Number, Part::Number], "identity . id"),
     set("stick-members-local", &[Part::Number, Part::Number], "identity . id of a backend on this node"),
     map("stick-endpoints", NUMBER, BACKEND, "id : backend"),
+];
+
+/// What counts connections takes. The agent adds no element: the kernel would need memory at once for each one's counter
+/// (GFP_ATOMIC before 6.10), and packets add theirs one by one.
+pub(super) const COUNTING: [Set; 2] = [
+    counters(CONNECTIONS, FRONTEND, "frontend: connections that were led to a backend"),
+    counters("node-connections", NODE_PORT, "NodePort: connections that were led to a backend"),
 ];
 
 /// The map of pins. Its size makes the kernel allocate 16 MiB at once, so it comes with the first chain that needs it.
@@ -158,6 +173,7 @@ impl Set {
             Kind::Interval if self.key.len() > 1 => nfta::INTERVAL | nfta::CONCAT,
             Kind::Interval => nfta::INTERVAL,
             Kind::Dynamic => nfta::EVAL | nfta::TIMEOUT,
+            Kind::Counting => nfta::EVAL,
         }
     }
 
@@ -171,7 +187,7 @@ impl Set {
                 });
             }),
             Kind::Dynamic => nest(out, nfta::SET_DESC, |out| number(out, nfta::DESC_SIZE, PINS)),
-            Kind::Plain | Kind::Interval => {}
+            Kind::Plain | Kind::Interval | Kind::Counting => {}
         }
     }
 

@@ -22,12 +22,13 @@ pub(super) struct Expr {
     bytes: Vec<(u32, Vec<u8>)>,
     texts: Vec<(u32, CString)>,
     octets: Vec<(u32, u8)>,
+    nested: Vec<(u32, Self)>,
 }
 
 impl Expr {
     /// An expression without attributes. The name is one that libnftnl knows.
     pub(super) fn new(name: &'static CStr) -> Self {
-        Self { name, numbers: Vec::new(), bytes: Vec::new(), texts: Vec::new(), octets: Vec::new() }
+        Self { name, numbers: Vec::new(), bytes: Vec::new(), texts: Vec::new(), octets: Vec::new(), nested: Vec::new() }
     }
 
     pub(super) fn number(mut self, attribute: u32, value: u32) -> Self {
@@ -45,6 +46,12 @@ impl Expr {
         self
     }
 
+    /// The attribute is an expression (NFTNL_EXPR_DYNSET_EXPR alone).
+    pub(super) fn nested(mut self, attribute: u32, value: Self) -> Self {
+        self.nested.push((attribute, value));
+        self
+    }
+
     pub(super) fn text(mut self, attribute: u32, value: &CStr) -> Self {
         self.texts.push((attribute, value.to_owned()));
         self
@@ -53,6 +60,13 @@ impl Expr {
 
 impl Expression for Expr {
     fn to_expr(&self, _rule: &Rule<'_>) -> NonNull<ffi::nftnl_expr> {
+        self.make()
+    }
+}
+
+impl Expr {
+    /// The expression as libnftnl has it, which belongs to who asks for it.
+    fn make(&self) -> NonNull<ffi::nftnl_expr> {
         // SAFETY: the name ends with NUL. The result is null or an expression that nobody else has; the rule that it is added
         // to frees it.
         let Some(expr) = NonNull::new(unsafe { ffi::nftnl_expr_alloc(self.name.as_ptr()) }) else {
@@ -73,6 +87,11 @@ impl Expression for Expr {
         for (attribute, value) in &self.texts {
             // SAFETY: as above; the text ends with NUL and is copied.
             unsafe { ffi::nftnl_expr_set_str(expr.as_ptr(), *attribute as u16, value.as_ptr()) };
+        }
+        for (attribute, value) in &self.nested {
+            let value = value.make();
+            // SAFETY: as above; the inner expression is nobody else's and goes with `expr`, which takes it over, whatever its length.
+            unsafe { ffi::nftnl_expr_set(expr.as_ptr(), *attribute as u16, value.as_ptr().cast(), 0) };
         }
         expr
     }

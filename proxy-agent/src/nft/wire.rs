@@ -15,6 +15,8 @@ pub(super) mod nfta {
     pub(crate) const RULE_EXPRESSIONS: u16 = 4;
     pub(crate) const EXPR_NAME: u16 = 1;
     pub(crate) const EXPR_DATA: u16 = 2;
+    pub(crate) const COUNTER_PACKETS: u16 = 2;
+    pub(crate) const DYNSET_EXPR: u16 = 7;
     pub(crate) const CHAIN_HOOK: u16 = 4;
     pub(crate) const CHAIN_POLICY: u16 = 5;
     pub(crate) const CHAIN_TYPE: u16 = 7;
@@ -42,6 +44,7 @@ pub(super) mod nfta {
     pub(crate) const ELEM_DATA: u16 = 2;
     pub(crate) const ELEM_FLAGS: u16 = 3;
     pub(crate) const ELEM_USERDATA: u16 = 6;
+    pub(crate) const ELEM_EXPR: u16 = 7;
     pub(crate) const ELEM_KEY_END: u16 = 10;
     pub(crate) const DATA_VALUE: u16 = 1;
     pub(crate) const DATA_VERDICT: u16 = 2;

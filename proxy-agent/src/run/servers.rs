@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::cli::{self, Mode};
 use crate::config::Config;
+use crate::connections::Counter;
 use crate::health::HealthSite;
 use crate::http::{Keeping, Site, keep};
 use crate::metrics::MetricsSite;
@@ -24,7 +25,8 @@ pub(super) struct Servers {
 }
 
 impl Servers {
-    pub(super) fn new(config: &Config, mode: Mode, telemetry: &Telemetry, recorder: &Recorder, questions: Questions) -> Self {
+    /// `connections`: what reads the kernel's counts before a scrape.
+    pub(super) fn new(config: &Config, mode: Mode, telemetry: &Telemetry, questions: Questions, connections: Option<Arc<Counter>>) -> Self {
         let mode = mode.to_string();
         telemetry.metrics.dataplanes.is_in(&mode);
         let health = HealthSite { health: telemetry.health.clone(), metrics: telemetry.metrics.clone() };
@@ -36,13 +38,14 @@ impl Servers {
             flags: cli::flags(std::env::args_os()),
             profiling: config.profiling,
             questions,
+            connections,
             started: SystemTime::now(),
         };
         Self {
             healthz: config.healthz.map(|address| (address, Arc::new(health))),
             metrics: config.metrics.map(|address| (address, Arc::new(metrics))),
             hard_fail: config.bind_hard_fail,
-            recorder: recorder.clone(),
+            recorder: telemetry.recorder.clone(),
         }
     }
 

@@ -9,7 +9,7 @@
 #![no_std]
 
 /// The version of everything in this file. It is part of the path under which maps and links are pinned.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// IPPROTO_TCP, as in `FrontendKey::protocol`.
 pub const TCP: u8 = 6;
@@ -136,7 +136,7 @@ pub struct Flow {
 /// How a map is sized; both sides take the figures from here. The hash maps that the agent fills allocate as they fill
 /// (`BPF_F_NO_PREALLOC`), so a high ceiling costs only its bucket array (16 bytes per entry).
 pub mod capacity {
-    /// `FRONTENDS` and `NAMES`.
+    /// `FRONTENDS`, `NAMES` and `COUNTS`.
     pub const SERVICES: u32 = 262_144;
     /// `SLOTS` and `MEMBERS`.
     pub const BACKENDS: u32 = 1_048_576;
@@ -169,6 +169,7 @@ macro_rules! plain {
 plain! {
     u8 = 0, 1 bytes;
     u32 = 0, 4 bytes;
+    u64 = 0, 8 bytes;
     Addr = Addr::v6([0; 4], 0), 20 bytes;
     FrontendKey = FrontendKey::new(Addr::ZERO, 0), 24 bytes;
     Frontend = Frontend { service: 0, count: 0 }, 8 bytes;

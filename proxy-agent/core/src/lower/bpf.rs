@@ -52,12 +52,14 @@ pub enum Value {
 pub struct Bpf {
     /// NodePorts are served on ::1, for the node itself (NP-07).
     pub loopback: bool,
+    /// Connections are counted by frontend, in `COUNTS`, which only the programs fill.
+    pub counts: bool,
 }
 
 impl Bpf {
     /// The maps as the operator wants them.
     pub fn new(settings: &Settings) -> Self {
-        Self { loopback: settings.node_ports.names_loopback(Family::V6) }
+        Self { loopback: settings.node_ports.names_loopback(Family::V6), counts: settings.counts_connections }
     }
 }
 
@@ -234,10 +236,7 @@ fn rank(key: &Key) -> u8 {
 
 fn frontends(objects: &ObjectsOf<Bpf>) -> impl Iterator<Item = (Frontend, &abi::Frontend)> {
     objects.iter().filter_map(|(key, value)| match (key, value) {
-        (Key::Frontend(key), Value::Frontend(value)) => {
-            let addr = from_addr(key.addr);
-            Some((Frontend { ip: addr.ip, port: addr.port, protocol: Protocol::from_number(key.protocol)? }, value))
-        }
+        (Key::Frontend(key), Value::Frontend(value)) => Some((frontend_of(key)?, value)),
         _ => None,
     })
 }
@@ -257,8 +256,15 @@ fn port_name(objects: &ObjectsOf<Bpf>, service: u32, protocol: Protocol) -> Opti
     }
 }
 
-fn frontend_key(frontend: &Frontend) -> abi::FrontendKey {
+/// The key of a frontend in the maps.
+pub fn frontend_key(frontend: &Frontend) -> abi::FrontendKey {
     abi::FrontendKey::new(to_addr(Address { ip: frontend.ip, port: frontend.port }), frontend.protocol.number())
+}
+
+/// The inverse of [`frontend_key`]; none for a protocol that no Service has.
+pub fn frontend_of(key: &abi::FrontendKey) -> Option<Frontend> {
+    let Address { ip, port } = from_addr(key.addr);
+    Some(Frontend { ip, port, protocol: Protocol::from_number(key.protocol)? })
 }
 
 /// The form of an address in the maps.

@@ -33,7 +33,7 @@ use crate::surroundings::{Detection, NodePortScope, Surroundings};
 use crate::view::{PortView, ServiceView};
 
 /// The version of the table's chains, rules and sets. A table of another version is replaced.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// The table of one family: what of the configuration its rules depend on.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -51,6 +51,8 @@ pub struct Nft {
     pub masquerade_mark: u32,
     /// The kernel has the two fields of a packet that session affinity takes; without, there is no affinity.
     pub is_sticky: bool,
+    /// Connections are counted by frontend.
+    pub counts: bool,
 }
 
 /// How a pod's packet is told.
@@ -74,7 +76,7 @@ impl Nft {
         };
         let (any_node_port, masquerade_mark) = (settings.node_ports.is_any(family), settings.masquerade_mark());
         let loopback = family == Family::V4 && settings.node_ports.names_loopback(family);
-        Self { family, pods, any_node_port, loopback, masquerade_mark, is_sticky: true }
+        Self { family, pods, any_node_port, loopback, masquerade_mark, is_sticky: true, counts: settings.counts_connections }
     }
 }
 

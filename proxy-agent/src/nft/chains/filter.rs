@@ -22,10 +22,10 @@ pub(super) fn chains(layout: &Layout) -> Vec<Chain> {
     let family = layout.nft.family;
     // TCP is reset because the kernel limits the rate of ICMP errors.
     let refuse = Chain::new(REFUSE).rule([expr::is_tcp(), expr::reset()]).rule([expr::unreachable(family)]);
-    let node_ports = unserved(Chain::new(NODE_PORTS), layout, true);
-    let input = unserved(Chain::new(UNSERVED_INPUT), layout, false).rule([nat::to_node(layout), expr::goto(NODE_PORTS)]);
+    let node_ports = refused(Chain::new(NODE_PORTS), layout, true);
+    let input = unserved(Chain::new(UNSERVED_INPUT), layout).rule([nat::to_node(layout), expr::goto(NODE_PORTS)]);
     let destination = || Key::new(family).ip(Side::Destination);
-    let elsewhere = unserved(Chain::new(UNSERVED), layout, false)
+    let elsewhere = unserved(Chain::new(UNSERVED), layout)
         .rule([destination().inside("cluster-ips"), expr::goto(REFUSE)])
         .comment(c"a port that nobody serves")
         .rule([destination().inside("service-cidrs"), expr::drop_counted()])
@@ -59,7 +59,12 @@ pub(super) fn chains(layout: &Layout) -> Vec<Chain> {
 }
 
 /// What becomes of packets to frontends that have found no backend.
-fn unserved(chain: Chain, layout: &Layout, is_node_port: bool) -> Chain {
-    let inside = |name| Key::new(layout.nft.family).destination(is_node_port).inside(&of_kind(name, is_node_port));
-    chain.rule([inside("refused"), expr::goto(REFUSE)]).rule([inside("dropped"), expr::drop_counted()])
+fn unserved(chain: Chain, layout: &Layout) -> Chain {
+    let dropped = Key::new(layout.nft.family).destination(false).inside("dropped");
+    refused(chain, layout, false).rule([dropped, expr::drop_counted()])
+}
+
+fn refused(chain: Chain, layout: &Layout, is_node_port: bool) -> Chain {
+    let refused = Key::new(layout.nft.family).destination(is_node_port).inside(&of_kind("refused", is_node_port));
+    chain.rule([refused, expr::goto(REFUSE)])
 }

@@ -21,9 +21,10 @@ use proxy_core::lower::nft::{Key, Pick, Target};
 use proxy_core::model::Family;
 use proxy_core::route::{Masquerade, Pool};
 
-use super::expr::text_of;
+use super::expr::{self, text_of};
 use super::layout::{Layout, TABLE};
 use super::rules::{self, Rule};
+use super::sets::{CONNECTIONS, of_kind};
 use super::sys::{Expr, Writer};
 use super::wire::{Batch, nfta, text};
 
@@ -114,6 +115,16 @@ impl Chain {
     pub(super) fn rule<const N: usize>(mut self, parts: [Vec<Expr>; N]) -> Self {
         self.rules.push((None, parts.into_iter().flatten().collect()));
         self
+    }
+
+    /// With a rule, if connections are counted, that counts those for which `backend` finds one. It is one of its own, so that a
+    /// connection that cannot be counted is led on all the same.
+    fn counted(self, layout: &Layout, is_node_port: bool, backend: Vec<Expr>) -> Self {
+        if !layout.nft.counts {
+            return self;
+        }
+        let frontend = expr::Key::new(layout.nft.family).destination(is_node_port);
+        self.rule([backend, frontend.count(&of_kind(CONNECTIONS, is_node_port))])
     }
 
     /// The comment of the rule that was added last.

@@ -22,7 +22,8 @@ pub(super) fn base(layout: &Layout) -> [Chain; 2] {
         let slots = of_kind("slots", is_node_port);
         let slot = || Key::new(layout.nft.family).destination(is_node_port).field(scratch).find(&slots);
         let dnat = || [slot(), scratch.clear(), expr::dnat(layout.nft.family)];
-        let chain = Chain::new(of_kind(TO_SLOT, is_node_port)).rule(dnat()).rule(dnat()).comment(AGAIN).rule([scratch.clear()]);
+        let chain = Chain::new(of_kind(TO_SLOT, is_node_port)).counted(layout, is_node_port, slot());
+        let chain = chain.rule(dnat()).rule(dnat()).comment(AGAIN).rule([scratch.clear()]);
         lost(chain, layout, is_node_port)
     })
 }

@@ -65,8 +65,10 @@ fn any_name(pool: Pool) -> &'static str {
 /// To the backend of an id. Nothing of ours leaves with a packet that has been translated: cleared after the lookup, and before.
 fn to_id(layout: &Layout, is_node_port: bool) -> Chain {
     let clear = || -> Vec<Expr> { [IDENTITY.clear(), ID.clear()].concat() };
+    let endpoint = || key(layout).field(ID).find("stick-endpoints");
     let chain = Chain::new(of_kind(TO_ID, is_node_port))
-        .rule([key(layout).field(ID).find("stick-endpoints"), clear(), expr::dnat(layout.nft.family)])
+        .counted(layout, is_node_port, endpoint())
+        .rule([endpoint(), clear(), expr::dnat(layout.nft.family)])
         .rule([clear()]);
     lost(chain, layout, is_node_port)
 }

@@ -54,7 +54,7 @@ pub enum Key {
     Service(Frontend),
     /// Element of set `refused`.
     Refused(Frontend),
-    /// Element of set `dropped`: packets that have not found a backend are dropped.
+    /// Element of set `dropped`: packets that have not found a backend are dropped. Of ClusterIPs alone: others look at who sends.
     Dropped(Frontend),
     /// Element of set `cluster-ips`: ports that nobody serves are refused.
     ClusterIp(IpAddr),
@@ -214,7 +214,7 @@ impl Key {
             Key::Restricted(_) => Some("restricted"),
             Key::Service(frontend) => of_kind(frontend, "services", "node-services"),
             Key::Refused(frontend) => of_kind(frontend, "refused", "node-refused"),
-            Key::Dropped(frontend) => of_kind(frontend, "dropped", "node-dropped"),
+            Key::Dropped(_) => Some("dropped"),
             Key::ClusterIp(_) => Some("cluster-ips"),
         }
     }
