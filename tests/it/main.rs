@@ -6,6 +6,7 @@ mod bench;
 mod chart;
 mod coexist;
 mod config;
+mod connections;
 mod conntrack;
 mod drift;
 mod e2e;
