@@ -23,7 +23,7 @@ use crate::modes::Kernel;
 use crate::programmed::Questions;
 use crate::recorder::{Recorder, Severity};
 use crate::telemetry::Telemetry;
-use crate::{coexist, lead, modes, source, sysctl};
+use crate::{coexist, lead, memory, modes, source, sysctl};
 use servers::Servers;
 pub use stop::Stop;
 
@@ -100,6 +100,7 @@ pub async fn run(config: Config, changes: Changes, mut stop: Stop) -> anyhow::Re
             Ok(())
         });
     }
+    parts.spawn(async { memory::give_back().await });
     let found = tokio::task::spawn_blocking(coexist::look).await.context("looking for a kube-proxy")?;
     let remove = config.remove_kube_proxy_rules;
     found.report(remove);
