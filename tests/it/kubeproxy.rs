@@ -41,7 +41,14 @@ fn every_scenario(mode: KubeProxyMode) {
             not_run += 1;
             continue;
         }
-        if let Err(error) = reference.carry_out(&scenario) {
+        // A new connection from the port of an ended one may meet what connection tracking remembers, and get no answer: once in hundreds.
+        // What kube-proxy always does fails again.
+        let mut result = reference.carry_out(&scenario);
+        if let Err(error) = &result {
+            println!("{scenario}: once more, since: {error:#}");
+            result = reference.carry_out(&scenario);
+        }
+        if let Err(error) = result {
             failures.push(format!("{scenario}: {error:?}"));
         }
         ran += 1;
