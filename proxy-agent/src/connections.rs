@@ -126,20 +126,11 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Tells the counter which Service has which frontends.
-pub struct CounterFollower(Arc<Counter>);
-
-impl CounterFollower {
-    /// Of this counter.
-    pub fn new(counter: &Arc<Counter>) -> Self {
-        Self(Arc::clone(counter))
-    }
-}
-
-impl Follower for CounterFollower {
+/// Learns which Service has which frontends.
+impl Follower for Arc<Counter> {
     fn follow(&mut self, forwarding: &Forwarding, services: &BTreeSet<ObjectName>) {
-        if locked(&self.0.counted).follow(forwarding, services) {
-            self.0.given_up.notify_one();
+        if locked(&self.counted).follow(forwarding, services) {
+            self.given_up.notify_one();
         }
     }
 }

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use crate::agent::Agent;
 use crate::config::{Changes, Config, ConntrackSettings, Loaded, Source};
-use crate::connections::{Counter, CounterFollower};
+use crate::connections::Counter;
 use crate::conntrack::{Cleaned, Cleaner};
 use crate::dataplane::Alarm;
 use crate::health::ServiceHealth;
@@ -94,7 +94,7 @@ pub async fn run(config: Config, changes: Changes, mut stop: Stop) -> anyhow::Re
     agent.followed_by(Cleaner::start(left_behind(), report)?);
     if let Some(counter) = counter {
         counter.has(meters);
-        agent.followed_by(CounterFollower::new(&counter));
+        agent.followed_by(counter.clone());
         parts.spawn(async move {
             counter.clean().await;
             Ok(())

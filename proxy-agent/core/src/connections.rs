@@ -92,8 +92,14 @@ impl Connections {
     }
 
     fn seat(&mut self, name: &ObjectName, forwarding: &Forwarding) {
-        let served = forwarding.served_at(name).into_iter();
+        let served = forwarding.served_at(name);
+        let known = self.services.get(name).into_iter().flatten().map(|(frontend, port)| (*frontend, port.number));
+        if known.eq(served.iter().copied()) {
+            // As after most changes, which are of endpoints.
+            return;
+        }
         let now: Served = served
+            .into_iter()
             .map(|(frontend, number)| {
                 let port = Port { service: name.clone(), number, protocol: frontend.protocol, family: frontend.family() };
                 (frontend, self.open(port))

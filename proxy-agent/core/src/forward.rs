@@ -311,8 +311,7 @@ impl Forwarding {
     /// Where a Service is served: the frontends that it claims, less those that another Service wins, each with the number of its port.
     pub fn served_at(&self, name: &ObjectName) -> Vec<(Frontend, u16)> {
         let Some(service) = self.cluster.service(name) else { return Vec::new() };
-        let of_port = |port| families(service).flat_map(move |family| frontends(service, port, family)).map(move |(f, _)| (f, port.port));
-        let mut served: Vec<_> = service.ports.iter().flat_map(of_port).filter(|(f, _)| self.claims.winner(f) == Some(name)).collect();
+        let mut served: Vec<_> = claims(service).filter(|(frontend, _)| self.claims.winner(frontend) == Some(name)).collect();
         // An address may be there as more than one kind.
         let mut seen = HashSet::new();
         served.retain(|(frontend, _)| seen.insert(*frontend));
@@ -399,14 +398,19 @@ impl Forwarding {
 
     fn claimed_by(&self, name: &ObjectName) -> BTreeSet<Frontend> {
         let Some(service) = self.cluster.service(name) else { return BTreeSet::new() };
-        let of_port = |port| families(service).flat_map(move |family| frontends(service, port, family));
-        service.ports.iter().flat_map(of_port).map(|(frontend, _)| frontend).collect()
+        claims(service).map(|(frontend, _)| frontend).collect()
     }
 }
 
 /// The families in which a Service is served: those of its ClusterIPs (SVC-05).
 fn families(service: &Service) -> impl Iterator<Item = Family> {
     service.cluster_ips.iter().map(|ip| Family::of(*ip))
+}
+
+/// Where a Service is to be served, each with the number of its port; an address may be there as more than one kind.
+fn claims(service: &Service) -> impl Iterator<Item = (Frontend, u16)> {
+    let of_port = move |port| families(service).flat_map(move |family| frontends(service, port, family)).map(move |(f, _)| (f, port.port));
+    service.ports.iter().flat_map(of_port)
 }
 
 /// Where a Service port is to be served. An address may be there as more than one kind: the first counts.
