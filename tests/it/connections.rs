@@ -1,7 +1,6 @@
 //! Connections of Services, as a scrape shows them: each that was led to an endpoint once, whoever has translated it.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -12,7 +11,7 @@ use proxy_tests::lab::{Connect, Proto, Seen, to_v6_socket};
 use proxy_tests::manifest::{service, slice};
 use serde_json::{Value, json};
 
-use super::node::{Rig, each};
+use super::node::{Rig, both, each};
 
 const NAME: &str = "proxy_agent_service_connections_total";
 
@@ -65,11 +64,6 @@ fn connect(rig: &Rig, from: &str, to: &str, count: u64) -> Result<()> {
     let counts = rig.lab.find(from)?.spray(Connect::new(addr, proto), count)?;
     ensure!(counts.answered() == count && counts.failed() == 0, "{from} -> {to}: {counts:?}");
     Ok(())
-}
-
-fn both(v4: &str) -> [String; 2] {
-    let v4: IpAddr = v4.parse().expect("an address");
-    [v4.to_string(), to_v6_socket(SocketAddr::new(v4, 1)).ip().to_string()]
 }
 
 /// Service `app` with every kind of frontend, in both families, TCP and UDP.

@@ -1,7 +1,7 @@
 //! What becomes of connections to endpoints that are removed, and what it costs to end flows. UDP flows are in the scenarios
 //! (`conntrack-*`).
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -11,7 +11,7 @@ use proxy_tests::lab::{self, Connect, Held, Outcome, Proto, Seen, to_v6_socket};
 use proxy_tests::manifest::{service, slice};
 use serde_json::{Value, json};
 
-use super::node::{Rig, each};
+use super::node::{Rig, both, each};
 
 /// Who connects to Service `app` in these tests, and to what: a pod, the node, and somebody outside.
 const PATHS: [(&str, &str); 4] =
@@ -40,11 +40,6 @@ fn app(annotation: Option<&str>) -> String {
         "status": {"loadBalancer": {"ingress": both("10.97.0.20").map(|ip| json!({"ip": ip}))}},
     })
     .to_string()
-}
-
-fn both(v4: &str) -> [String; 2] {
-    let v4: IpAddr = v4.parse().expect("an address");
-    [v4.to_string(), to_v6_socket(SocketAddr::new(v4, 1)).ip().to_string()]
 }
 
 /// Writes the slices of `app` in both families.
@@ -187,14 +182,6 @@ fn many(rig: &Rig, pod: &str) -> Result<()> {
     rig.write("many-1.json", &slice("many", "UDP", &[(&rig.lab.pod(pod).v4().to_string(), true)]))
 }
 
-/// How many entries of this kind the node's connection tracking has: of the pairs of words that `conntrack -L` would print.
-fn entries(rig: &Rig, words: &[&str]) -> Result<usize> {
-    rig.lab.inside("node1", || {
-        let table = std::fs::read_to_string("/proc/thread-self/net/nf_conntrack").context("/proc/thread-self/net/nf_conntrack")?;
-        Ok(table.lines().filter(|line| words.iter().all(|word| line.contains(word))).count())
-    })
-}
-
 const FLOWS: u16 = 10_000;
 
 #[test]
@@ -206,19 +193,11 @@ fn ten_thousand_stale_flows_are_ended_while_endpoints_change() {
         // To somebody who is nobody's Service, from the same ports.
         let others: SocketAddr = (rig.lab.pod("b2").v4(), 8080).into();
         let to: SocketAddr = "10.96.0.30:53".parse()?;
-        rig.lab.inside("client", || {
-            for port in 20_000..20_000 + FLOWS {
-                let socket = UdpSocket::bind((rig.lab.client().v4(), port))?;
-                socket.send_to(b"x", to)?;
-                if port % 100 == 0 {
-                    socket.send_to(b"x", others)?;
-                }
-            }
-            Ok(())
-        })?;
+        rig.lab.send_from("client", 20_000..20_000 + FLOWS, to)?;
+        rig.lab.send_from("client", (20_000..20_000 + FLOWS).step_by(100), others)?;
         let to_a2 = ["udp", "dst=10.96.0.30 ", "src=10.1.2.2 "];
         rig.lab.wait(DEADLINE, "all flows to be known", || {
-            let count = entries(&rig, &to_a2)?;
+            let count = rig.lab.tracked("node1", &to_a2)?;
             Ok(if count >= usize::from(FLOWS) { Seen::Done(()) } else { Seen::not_yet(count) })
         })?;
         // Service `web` moves to its other endpoint, and how long that takes.
@@ -237,20 +216,20 @@ fn ten_thousand_stale_flows_are_ended_while_endpoints_change() {
         let mut usual = Vec::new();
         for i in 0..20 {
             // Counting takes time as well.
-            entries(&rig, &to_a2)?;
+            rig.lab.tracked("node1", &to_a2)?;
             usual.push(change(i)?);
         }
         many(&rig, "b2")?;
         let (mut meanwhile, mut rounds) = (Vec::new(), 0);
-        while entries(&rig, &to_a2)? > 0 || rounds < 20 {
+        while rig.lab.tracked("node1", &to_a2)? > 0 || rounds < 20 {
             meanwhile.push(change(rounds)?);
             rounds += 1;
-            ensure!(rounds < 2_000, "{} flows are left", entries(&rig, &to_a2)?);
+            ensure!(rounds < 2_000, "{} flows are left", rig.lab.tracked("node1", &to_a2)?);
         }
         rig.agent.running()?.wait_for_log(DEADLINE, "ended flows that had gone stale")?;
         let (usual, meanwhile) = (spread(usual), spread(meanwhile));
         eprintln!("{mode}: an endpoint change took {usual:?}, and {meanwhile:?} while flows were ended\n{}", rig.agent.tail());
-        ensure!(entries(&rig, &["udp", "dst=10.1.2.3 "])? >= usize::from(FLOWS) / 100, "flows to nobody's Service were ended");
+        ensure!(rig.lab.tracked("node1", &["udp", "dst=10.1.2.3 "])? >= usize::from(FLOWS) / 100, "flows to nobody's Service were ended");
         expect::reaches(&rig.lab, "client", "10.96.0.30:53/udp", &["b2"])
     });
 }

@@ -1,11 +1,12 @@
 //! The agent on a node of the lab, from a folder of manifests: what scenarios cannot say.
 
+use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use proxy_tests::agent::{Agent, DEADLINE, Mode, Source};
-use proxy_tests::lab::{self, Connect, Lab, LabOptions, Outcome, Proto, Seen, to_mapped};
+use proxy_tests::lab::{self, Connect, Lab, LabOptions, Outcome, Proto, Seen, to_mapped, to_v6_socket};
 use proxy_tests::manifest::{save, service, slice};
 use proxy_tests::{expect, lab::Peer};
 use serde_json::Value;
@@ -58,6 +59,12 @@ impl Rig {
     fn pod(&self, name: &str) -> &Peer {
         self.lab.pod(name)
     }
+}
+
+/// An address and the one that the lab has for it in IPv6.
+pub(crate) fn both(v4: &str) -> [String; 2] {
+    let v4: IpAddr = v4.parse().expect("an address");
+    [v4.to_string(), to_v6_socket(SocketAddr::new(v4, 1)).ip().to_string()]
 }
 
 /// Runs a test on every dataplane.

@@ -35,7 +35,7 @@ mod wait;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -358,6 +358,25 @@ impl Lab {
     /// Runs a function in the namespace of `node1`, `client`, a pod, in a thread of its own.
     pub fn inside<T: Send>(&self, place: &str, function: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         netns::inside(&format!("{}-{place}", self.name), function)
+    }
+
+    /// Sends a datagram from each of these UDP ports of such a namespace.
+    pub fn send_from(&self, place: &str, ports: impl IntoIterator<Item = u16> + Send, to: SocketAddr) -> Result<()> {
+        self.inside(place, || {
+            ports.into_iter().try_for_each(|port| {
+                let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).with_context(|| format!("UDP port {port}"))?;
+                socket.send_to(b"x", to).with_context(|| format!("a datagram to {to}")).map(drop)
+            })
+        })
+    }
+
+    /// How many entries of this kind connection tracking has in such a namespace: of the words that `conntrack -L` would print.
+    pub fn tracked(&self, place: &str, words: &[&str]) -> Result<usize> {
+        const TABLE: &str = "/proc/thread-self/net/nf_conntrack";
+        self.inside(place, || {
+            let table = std::fs::read_to_string(TABLE).context(TABLE)?;
+            Ok(table.lines().filter(|line| words.iter().all(|word| line.contains(word))).count())
+        })
     }
 
     /// What a server at a port of loopback in such a namespace answers to a GET.

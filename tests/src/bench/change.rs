@@ -36,9 +36,6 @@ pub(super) fn series(rig: &mut Rig, running: &Running, kind: Kind, pause_us: u64
             Kind::Policy => Some(format!("internal-policy {PROBE} Local")),
             Kind::EndpointSlice | Kind::Port | Kind::StaleFlows => None,
         };
-        if kind == Kind::StaleFlows {
-            flows::open(rig)?;
-        }
         if let Some(line) = &taken_away
             && !take_away(rig, line)?
         {
@@ -79,6 +76,7 @@ fn take_away(rig: &mut Rig, line: &str) -> Result<bool> {
 /// Writes one change and watches for it. When it took effect, in nanoseconds since 1970.
 fn apply(rig: &mut Rig, kind: Kind, pause_us: u64) -> Result<(Written, Option<u64>)> {
     if kind == Kind::StaleFlows {
+        flows::open(rig)?;
         flows::make_stale(rig)?;
     }
     let line = match kind {

@@ -1,10 +1,10 @@
 //! Ten thousand UDP flows from outside the cluster, whose endpoint goes: who ends them must not hold up what changes meanwhile.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::rig::{FLOWS_SLICE, NODE, Rig, silent_endpoint};
 
@@ -16,13 +16,7 @@ const FIRST_PORT: u16 = 20_000;
 /// Sends a datagram from each port: connection tracking then knows all the flows, to the endpoint that there is.
 pub(super) fn open(rig: &Rig) -> Result<()> {
     let to = SocketAddr::new(rig.flows, 80);
-    rig.lab.inside("client", || {
-        (FIRST_PORT..FIRST_PORT + FLOWS).try_for_each(|port| {
-            let socket = UdpSocket::bind((IpAddr::from([0, 0, 0, 0]), port)).with_context(|| format!("UDP port {port}"))?;
-            socket.send_to(b"x", to).with_context(|| format!("a datagram to {to}"))?;
-            Ok(())
-        })
-    })?;
+    rig.lab.send_from("client", FIRST_PORT..FIRST_PORT + FLOWS, to)?;
     let known = count(rig, rig.flows_turn)?;
     ensure!(known == usize::from(FLOWS), "connection tracking knows {known} of {FLOWS} flows");
     Ok(())
@@ -48,9 +42,6 @@ pub(super) fn have_ended(rig: &Rig) -> Result<bool> {
 
 /// How many flows lead to the endpoint of that turn.
 fn count(rig: &Rig, turn: usize) -> Result<usize> {
-    let words = [format!("dst={} ", rig.flows), format!("src={} ", silent_endpoint(turn))];
-    rig.lab.inside(NODE, || {
-        let table = std::fs::read_to_string("/proc/thread-self/net/nf_conntrack").context("/proc/thread-self/net/nf_conntrack")?;
-        Ok(table.lines().filter(|line| words.iter().all(|word| line.contains(word))).count())
-    })
+    let (to, by) = (format!("dst={} ", rig.flows), format!("src={} ", silent_endpoint(turn)));
+    rig.lab.tracked(NODE, &[&*to, &*by])
 }
