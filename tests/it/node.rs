@@ -9,7 +9,7 @@ use proxy_tests::agent::{Agent, DEADLINE, Mode, Source};
 use proxy_tests::lab::{self, Connect, Lab, LabOptions, Outcome, Proto, Seen, to_mapped, to_v6_socket};
 use proxy_tests::manifest::{save, service, slice};
 use proxy_tests::{expect, lab::Peer};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const WEB: &str = "10.96.0.10:80";
@@ -138,6 +138,34 @@ fn replies_come_from_the_virtual_address() {
         for dst in [WEB.parse()?, to_mapped(WEB.parse()?)] {
             let answer = rig.pod("a1").connect(dst, Proto::Tcp)?.into_answer()?;
             ensure!(answer.peer == Some(dst), "{answer:?}");
+        }
+        Ok(())
+    });
+}
+
+/// NAT leads the node's own connection to where another one goes from the same port: replies to one are not for the other, whether
+/// that is in use or has just ended. (docs/datapath.md says on which kernels they may be.)
+#[test]
+fn a_port_that_a_connection_to_the_backend_has_can_be_used_for_its_service() {
+    each(|mode| {
+        let rig = Rig::new(mode)?;
+        let (addresses, backends) = (both("10.96.0.9"), both("10.1.1.3"));
+        for ((external, address), backend) in both("10.98.0.9").iter().zip(&addresses).zip(&backends) {
+            let name = if address.contains(':') { "single-6" } else { "single-4" };
+            let mut single: Value = serde_json::from_str(&service(name, address, 80, "TCP"))?;
+            single["spec"]["externalIPs"] = json!([external]);
+            rig.write(&format!("{name}.json"), &single.to_string())?;
+            rig.write(&format!("{name}-1.json"), &slice(name, "TCP", &[(backend, true)]))?;
+            let (external, backend) = (SocketAddr::new(external.parse()?, 80), SocketAddr::new(backend.parse()?, 8080));
+            expect::reaches(&rig.lab, "node1", &format!("{external}/tcp"), &["b1"])?;
+            let node = rig.lab.host(1);
+            let own: IpAddr = if external.is_ipv4() { node.v4().into() } else { node.v6().into() };
+            let probe = |to, port| Connect::new(to, Proto::Tcp).from(SocketAddr::new(own, port));
+            let held = node.hold(probe(backend, 9_999))?;
+            node.probe(probe(external, 9_999))?.into_answer().with_context(|| format!("{external} while a connection is in use"))?;
+            held.echo()?.into_answer()?;
+            node.probe(probe(backend, 9_998))?.into_answer()?;
+            node.probe(probe(external, 9_998))?.into_answer().with_context(|| format!("{external} after a connection has ended"))?;
         }
         Ok(())
     });

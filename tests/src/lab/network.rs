@@ -261,6 +261,7 @@ fn set_sysctls(role: Role, rp_filter: u8) -> Result<()> {
         ("ipv4/ping_group_range", "0 2147483647"),
         // Thousands of connections to one address a minute.
         ("ipv4/tcp_tw_reuse", "1"),
+        ("ipv4/tcp_early_demux", if mistakes_sockets()? { "0" } else { "1" }),
     ] {
         write_sysctl(key, value).with_context(|| format!("sysctl {key}={value}"))?;
     }
@@ -272,6 +273,16 @@ fn set_sysctls(role: Role, rp_filter: u8) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether this kernel may give a reply to an IPv6 connection of a node's own that NAT has led to a pod to another socket, which has a
+/// connection to that pod from the same port: those before 6.6 do, and there it takes luck to be answered (docs/datapath.md).
+fn mistakes_sockets() -> Result<bool> {
+    let path = "/proc/sys/kernel/osrelease";
+    let release = fs::read_to_string(path).context(path)?;
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
+    let [major, minor] = [numbers.next(), numbers.next()].map(|number| number.with_context(|| format!("{path}: {release:?}")));
+    Ok((major?, minor?) < (6, 6))
 }
 
 fn write_sysctl(key: &str, value: &str) -> std::io::Result<()> {

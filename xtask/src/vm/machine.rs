@@ -15,8 +15,11 @@ use crate::run;
 /// What the first process says before it switches the machine off (init.sh).
 const STATUS: &str = "vm: exit status ";
 
-/// The console's last lines that an error shows.
-const TAIL: usize = 60;
+/// How a line begins with which a program in the machine tells why it failed.
+const ERROR: &str = "Error: ";
+
+/// How many of the console's lines an error shows: of what a program said of its failure, and of the end.
+const SHOWN: [usize; 2] = [40, 20];
 
 /// Boots a kernel into an initramfs. What the console shows goes to a file, and with `echo` to the terminal, each line behind that
 /// word. Returns it if the commands in the machine have succeeded within the time.
@@ -35,7 +38,7 @@ pub(super) fn boot(image: &Path, initramfs: &Path, log: &Path, echo: Option<&str
         Ok(()) => Ok(text),
         // It has been seen.
         Err(why) if echo.is_some() => bail!("{why}"),
-        Err(why) => bail!("{why}; the end of its console ({} has all):\n{}", log.display(), tail(&text)),
+        Err(why) => bail!("{why}; from its console ({} has all):\n{}", log.display(), excerpt(&text)),
     }
 }
 
@@ -79,9 +82,14 @@ fn verdict(console: &str, qemu: ExitStatus) -> Result<(), String> {
     }
 }
 
-fn tail(text: &str) -> String {
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(TAIL)..].join("\n")
+/// The beginning of the last error that a program told, which says what happened, and the console's end.
+fn excerpt(console: &str) -> String {
+    let lines: Vec<&str> = console.lines().collect();
+    let error = lines.iter().rposition(|line| line.starts_with(ERROR));
+    let told = error.map_or(0..0, |first| first..lines.len().min(first + SHOWN[0]));
+    let end = told.end.max(lines.len().saturating_sub(SHOWN[1]));
+    let cut: &[&str] = if end > told.end { &["…"] } else { &[] };
+    [&lines[told], cut, &lines[end..]].concat().join("\n")
 }
 
 #[cfg(test)]
@@ -95,5 +103,18 @@ mod tests {
         assert_eq!(verdict("vm: exit status 0\nvm: exit status 1\n"), Err("the commands failed: exit status 1".to_owned()));
         assert!(verdict("> vm: exit status 0\n").is_err(), "not at the beginning of a line");
         assert!(verdict("Kernel panic\n").is_err_and(|why| why.contains("without an exit status")));
+    }
+
+    #[test]
+    fn an_excerpt_shows_the_last_error_and_the_end() {
+        let lines = |word: &str, count: usize| (0..count).map(|i| format!("{word} {i}\n")).collect::<String>();
+        let long = excerpt(&format!("Error: first\n{}Error: second\n{}", lines("before", 100), lines("after", 100)));
+        assert!(
+            long.starts_with("Error: second\nafter 0\n") && long.contains("after 38\n…\nafter 80\n") && long.ends_with("after 99"),
+            "{long}"
+        );
+        let short = excerpt(&format!("Error: one\n{}", lines("after", 30)));
+        assert_eq!(short.lines().count(), 31, "{short}");
+        assert_eq!(excerpt(&lines("quiet", 50)).lines().filter(|line| line.starts_with("quiet")).count(), 20);
     }
 }
