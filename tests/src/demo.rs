@@ -1,9 +1,10 @@
 //! The demo: the real agent on real manifests in the lab, with real connections through virtual IPs.
 
 mod cases;
+mod counted;
 mod table;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -56,7 +57,7 @@ pub fn run(mode: Mode, program: Option<PathBuf>, keep: bool) -> Result<()> {
         summary += &format!("{programs} programs, ");
     }
     ensure!(modules.contains(SCTP) || !self::modules()?.contains(SCTP), "programming an SCTP Service has loaded the kernel's sctp module");
-    let mut tally = Tally { held: true, connections: 0 };
+    let mut tally = Tally { held: true, connections: 0, answered: BTreeMap::new() };
     println!("\nConnections:");
     table(&lab, &cases(&lab)?, &mut tally)?;
     if !modules.contains(SCTP) && self::modules()?.contains(SCTP) {
@@ -71,6 +72,10 @@ pub fn run(mode: Mode, program: Option<PathBuf>, keep: bool) -> Result<()> {
         wait_for(&lab, agent, "10.96.0.10", "10.1.1.3", false)?;
     }
     table(&lab, &cases::AFTER.iter().collect::<Vec<_>>(), &mut tally)?;
+
+    let counted = counted::wait(&lab, &["node1", "node2"], &tally.answered)?;
+    let shown: Vec<String> = counted.iter().map(|(proto, count)| format!("{count} {proto}")).collect();
+    println!("\nproxy_agent_service_connections_total of both agents: {}", shown.join(", "));
 
     for service in SHOWN {
         println!("\nproxy-agent dump --service {service} on node1:\n{}", agents[0].dump_as(&lab, &["--service", service])?);
@@ -87,7 +92,7 @@ pub fn run(mode: Mode, program: Option<PathBuf>, keep: bool) -> Result<()> {
     ensure!(tally.held, "not every expectation held");
     println!("All expectations held; everything is removed again.");
     // What `cargo xtask vm` shows of a demo that succeeded.
-    println!("summary: demo {summary}{} connections", tally.connections);
+    println!("summary: demo {summary}{} connections, counted {}", tally.connections, shown.join(", "));
     Ok(())
 }
 

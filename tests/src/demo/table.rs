@@ -8,7 +8,8 @@ use std::thread;
 use anyhow::{Context, Result, anyhow};
 
 use super::cases::{Case, Outcome, Source};
-use crate::lab::{Connect, Counts, Lab};
+use super::counted::{Counted, label};
+use crate::lab::{self, Connect, Counts, Lab};
 
 /// How long nobody may answer what is to be dropped.
 const SILENCE_MS: u64 = 500;
@@ -19,6 +20,8 @@ pub(super) struct Tally {
     pub(super) held: bool,
     /// How many were made.
     pub(super) connections: u64,
+    /// How many were answered.
+    pub(super) answered: Counted,
 }
 
 /// Makes the connections and prints what became of them.
@@ -29,6 +32,9 @@ pub(super) fn table(lab: &Lab, cases: &[&Case], tally: &mut Tally) -> Result<()>
         let held = holds(lab, case, seen)?;
         tally.held &= held;
         tally.connections += seen.counts.answered() + seen.counts.failed();
+        if let Some(proto) = label(case.proto).filter(|_| seen.counts.answered() > 0) {
+            *tally.answered.entry(proto).or_default() += seen.counts.answered();
+        }
         let (to, mark) = (format!("{}/{}", case.to, case.proto), if held { "ok" } else { "WRONG" });
         println!("  {:<18} {:<6} {to:<28} {:<32} {:<30} {mark}", case.what, case.from, expected(case), reached(lab, case, seen)?);
     }
@@ -55,7 +61,7 @@ fn tried(lab: &Lab, cases: &[&Case]) -> Result<Vec<Seen>> {
     let lost = lab.lost()? != before;
     let seen = |case: &&Case| match dropped.next().filter(|_| is_silent(case)) {
         Some(counts) => Ok(Seen { counts, lost }),
-        None => Ok(Seen { counts: spray(lab, case, Connect::TIMEOUT_MS)?, lost: false }),
+        None => Ok(Seen { counts: spray(lab, case, Connect::TIMEOUT_MS * u64::from(lab::patience()?))?, lost: false }),
     };
     cases.iter().map(seen).collect()
 }

@@ -2,7 +2,7 @@
 //!
 //! An answerer is expected (see [`timing`](super::timing)): little beside the proxy takes time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
@@ -53,9 +53,24 @@ pub struct Stormed {
     pub failed: Counts,
     /// The first of those, with their destination.
     pub failures: Vec<(SocketAddr, Failure)>,
-    /// When the latest connection began that was answered at each address, by destination, in nanoseconds since 1970.
-    pub latest: BTreeMap<SocketAddr, BTreeMap<Ipv4Addr, u64>>,
+    /// The latest connection that was answered at each address, by destination.
+    pub latest: BTreeMap<SocketAddr, BTreeMap<Ipv4Addr, Latest>>,
 }
+
+/// The latest connection that an address has answered.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug, Serialize, Deserialize)]
+pub struct Latest {
+    /// When it began, in nanoseconds since 1970.
+    pub at: u64,
+    /// The port that it came from.
+    pub port: u16,
+    /// The connection before it from that port to the same destination, if there was one: when it began, and who answered. What the
+    /// kernel remembers of that one may have led this one.
+    pub before: Option<(u64, Ipv4Addr)>,
+}
+
+/// The connection before, by the port that it came from and its destination.
+type Ports = Mutex<HashMap<(u16, SocketAddr), (u64, Ipv4Addr)>>;
 
 impl Stormed {
     /// Adds what another thread, or another pod, has seen.
@@ -70,20 +85,21 @@ impl Stormed {
         self.failures.extend(other.failures);
         for (dst, servers) in other.latest {
             let known = self.latest.entry(dst).or_default();
-            for (server, at) in servers {
-                let latest = known.entry(server).or_default();
-                *latest = at.max(*latest);
+            for (server, latest) in servers {
+                let known = known.entry(server).or_default();
+                *known = latest.max(*known);
             }
         }
     }
 
-    fn add(&mut self, dst: SocketAddr, began: u64, took: Duration, answer: io::Result<Ipv4Addr>) {
+    fn add(&mut self, dst: SocketAddr, began: u64, took: Duration, answer: io::Result<(Ipv4Addr, u16)>, ports: &Ports) {
         match answer {
-            Ok(server) => {
+            Ok((server, port)) => {
                 self.answered += 1;
                 self.late += u64::from(took >= LATE);
+                let before = ports.lock().unwrap_or_else(PoisonError::into_inner).insert((port, dst), (began, server));
                 let latest = self.latest.entry(dst).or_default().entry(server).or_default();
-                *latest = began.max(*latest);
+                *latest = Latest { at: began, port, before }.max(*latest);
             }
             Err(error) => {
                 let outcome: Outcome = outcome(&error);
@@ -106,11 +122,12 @@ impl Raging {
     /// Starts it.
     pub(super) fn start(storm: &Storm) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
+        let ports = Arc::<Ports>::default();
         let pause = Duration::from_secs(1) * storm.threads / u32::try_from(storm.rate.max(1)).unwrap_or(u32::MAX);
         let threads = (0..storm.threads).map(|i| {
             let (seen, stopped, dsts) = (Arc::<Mutex<Stormed>>::default(), Arc::clone(&stop), storm.dsts.clone());
-            let shared = Arc::clone(&seen);
-            (shared, thread::spawn(move || rage(&dsts, i as usize, pause, &stopped, &seen)))
+            let (shared, ports) = (Arc::clone(&seen), Arc::clone(&ports));
+            (shared, thread::spawn(move || rage(&dsts, i as usize, pause, &stopped, &seen, &ports)))
         });
         Self { threads: threads.collect(), stop }
     }
@@ -134,7 +151,7 @@ impl Raging {
     }
 }
 
-fn rage(dsts: &[SocketAddr], first: usize, pause: Duration, stopped: &AtomicBool, seen: &Mutex<Stormed>) {
+fn rage(dsts: &[SocketAddr], first: usize, pause: Duration, stopped: &AtomicBool, seen: &Mutex<Stormed>, ports: &Ports) {
     let mut due = Instant::now();
     for &dst in dsts.iter().cycle().skip(first) {
         if stopped.load(Ordering::Relaxed) {
@@ -142,7 +159,7 @@ fn rage(dsts: &[SocketAddr], first: usize, pause: Duration, stopped: &AtomicBool
         }
         let (began, start) = (now(), Instant::now());
         let answer = once(dst);
-        seen.lock().unwrap_or_else(PoisonError::into_inner).add(dst, began, start.elapsed(), answer);
+        seen.lock().unwrap_or_else(PoisonError::into_inner).add(dst, began, start.elapsed(), answer, ports);
         due += pause;
         let now = Instant::now();
         match due.checked_duration_since(now) {
@@ -152,7 +169,8 @@ fn rage(dsts: &[SocketAddr], first: usize, pause: Duration, stopped: &AtomicBool
     }
 }
 
-fn once(dst: SocketAddr) -> io::Result<Ipv4Addr> {
+/// Who answered, and from which port it was asked.
+fn once(dst: SocketAddr) -> io::Result<(Ipv4Addr, u16)> {
     let mut stream: TcpStream = open(dst, SockFlag::empty())?;
     // Bounds connect(2) too.
     socket::setsockopt(&stream, sockopt::SendTimeout, &TimeVal::new(TIMEOUT.as_secs().cast_signed(), 0))?;
@@ -164,7 +182,7 @@ fn once(dst: SocketAddr) -> io::Result<Ipv4Addr> {
     }
     let mut octets = [0; 4];
     stream.read_exact(&mut octets)?;
-    Ok(octets.into())
+    Ok((octets.into(), stream.local_addr()?.port()))
 }
 
 #[cfg(test)]
@@ -187,7 +205,7 @@ mod tests {
         }
         let all = raging.stop()?;
         let latest = all.latest.get(&open).and_then(|servers| servers.get(&Ipv4Addr::LOCALHOST)).copied().unwrap_or_default();
-        assert!(latest > 0 && latest <= now() && all.latest.len() == 1, "{all:?}");
+        assert!(latest.at > 0 && latest.at <= now() && latest.port > 0 && all.latest.len() == 1, "{all:?}");
         assert!(all.failed.failed() == all.failed.refused && all.failures.iter().all(|(dst, _)| *dst == closed), "{all:?}");
         Ok(())
     }

@@ -28,21 +28,33 @@ impl Log {
 
     /// Waits for the commit of a change, and returns how long it took, in microseconds.
     pub(super) fn commit(&mut self, agent: &Agent) -> Result<u64> {
-        wait(DEADLINE, "the commit of a change", || {
-            self.read()?;
-            while let Some(line) = self.lines.pop_front() {
-                if !line.contains("nftables IPv4") {
-                    continue;
-                }
-                if line.contains("deleting what went out of use") {
-                    self.sweeps = true;
-                } else if line.contains(" committed ") && !std::mem::take(&mut self.sweeps) {
-                    let micros = line.split(' ').find_map(|word| word.strip_prefix("micros=")).context("how long it took")?;
-                    return Ok(Seen::Done(micros.parse()?));
-                }
+        wait(DEADLINE, "the commit of a change", || Ok(self.next()?.map_or_else(|| Seen::not_yet(agent.tail()), Seen::Done)))
+    }
+
+    /// How many commits of changes are told that nobody has waited for.
+    pub(super) fn rest(&mut self) -> Result<u64> {
+        let mut count = 0;
+        while self.next()?.is_some() {
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// How long the next commit of a change took, in microseconds, if it is there.
+    fn next(&mut self) -> Result<Option<u64>> {
+        self.read()?;
+        while let Some(line) = self.lines.pop_front() {
+            if !line.contains("nftables IPv4") {
+                continue;
             }
-            Ok(Seen::not_yet(agent.tail()))
-        })
+            if line.contains("deleting what went out of use") {
+                self.sweeps = true;
+            } else if line.contains(" committed ") && !std::mem::take(&mut self.sweeps) {
+                let micros = line.split(' ').find_map(|word| word.strip_prefix("micros=")).context("how long it took")?;
+                return Ok(Some(micros.parse()?));
+            }
+        }
+        Ok(None)
     }
 
     /// Takes in the whole lines that are new.

@@ -64,6 +64,8 @@ pub struct Report {
     pub stale: Vec<String>,
     /// New connections that our rules have dropped for want of a backend, though there were some. (A client's second try hides it.)
     pub dropped: u64,
+    /// Commits beyond one for a change: it was carried out in parts.
+    pub parts: u64,
     /// Changes by kind.
     pub changes: BTreeMap<&'static str, u64>,
     /// How long each commit took, in microseconds.
@@ -94,7 +96,7 @@ impl fmt::Display for Report {
         writeln!(f, "answered by an endpoint out of use: {}", self.stale.len())?;
         writeln!(f, "packets dropped for want of a backend: {}", self.dropped)?;
         writeln!(f, "answered late, after a packet was sent again: {}", self.seen.late)?;
-        writeln!(f, "changes: {} {:?}", self.changes.values().sum::<u64>(), self.changes)?;
+        writeln!(f, "changes: {} {:?}, in {} parts more", self.changes.values().sum::<u64>(), self.changes, self.parts)?;
         let mut commits = self.commits.clone();
         commits.sort_unstable();
         let at = |percent: usize| commits.get(commits.len() * percent / 100).copied().unwrap_or_default();
@@ -203,6 +205,8 @@ impl Rig {
 
     /// Has what is there now programmed.
     fn write(&mut self) -> Result<()> {
+        // A commit that nobody has waited for would be taken for this change's.
+        self.report.parts += self.log.rest()?;
         save(&self.dir.path().join(FILE), &self.services.manifest())?;
         let micros = self.log.commit(&self.agent)?;
         self.report.commits.push(micros);
@@ -233,9 +237,14 @@ impl Rig {
     fn check(&mut self, seen: &Stormed, wanted: impl Fn(&(SocketAddr, Ipv4Addr)) -> bool) {
         for ((dst, server), since) in self.gone.extract_if(.., |pair, _| wanted(pair)) {
             let latest = seen.latest.get(&dst).and_then(|servers| servers.get(&server)).copied().unwrap_or_default();
-            if latest > since {
-                let late = Duration::from_nanos(latest - since);
-                self.report.stale.push(format!("{dst} answered by {server}, which was out of use for {late:?}"));
+            if latest.at > since {
+                let late = Duration::from_nanos(latest.at - since);
+                let before = latest.before.map_or("none".to_owned(), |(at, server)| {
+                    format!("{:?} earlier, answered by {server}", Duration::from_nanos(latest.at.saturating_sub(at)))
+                });
+                let port = latest.port;
+                let last = format!("last from port {port}; the connection before it from there: {before}");
+                self.report.stale.push(format!("{dst} answered by {server}, which was out of use for {late:?}, {last}"));
             }
         }
     }
