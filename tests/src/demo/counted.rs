@@ -39,11 +39,12 @@ pub(super) fn wait(lab: &Lab, nodes: &[&str], answered: &Counted) -> Result<Coun
 fn counted(lab: &Lab, nodes: &[&str]) -> Result<Counted> {
     let mut counted = Counted::new();
     for node in nodes {
+        // The default of --metrics-bind-address.
         let text = http::get(lab, node, "127.0.0.1:10249".parse()?, "/metrics")?.body;
         for line in text.lines().filter(|line| line.starts_with(NAME)) {
             let value: u64 = line.rsplit_once(' ').and_then(|(_, value)| value.parse().ok()).with_context(|| line.to_owned())?;
-            let proto = [Proto::Tcp, Proto::Udp, Proto::Sctp].into_iter().filter_map(label);
-            let proto = proto.into_iter().find(|proto| line.contains(&format!("protocol=\"{proto}\""))).with_context(|| line.to_owned())?;
+            let mut protos = [Proto::Tcp, Proto::Udp, Proto::Sctp].into_iter().filter_map(label);
+            let proto = protos.find(|proto| line.contains(&format!("protocol=\"{proto}\""))).with_context(|| line.to_owned())?;
             *counted.entry(proto).or_default() += value;
         }
     }
