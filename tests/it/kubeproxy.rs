@@ -41,8 +41,7 @@ fn every_scenario(mode: KubeProxyMode) {
             not_run += 1;
             continue;
         }
-        // A new connection from the port of an ended one may meet what connection tracking remembers, and get no answer: once in hundreds.
-        // What kube-proxy always does fails again.
+        // One of 32 new connections had no answer, in one of many runs; why is not known. What kube-proxy always does fails again.
         let mut result = reference.carry_out(&scenario);
         if let Err(error) = &result {
             println!("{scenario}: once more, since: {error:#}");

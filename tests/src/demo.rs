@@ -76,7 +76,7 @@ pub fn run(mode: Mode, program: Option<PathBuf>, keep: bool) -> Result<()> {
 
     // What was not answered may have been counted.
     let counted = if tally.held { counted::wait(&lab, &["node1", "node2"], &tally.answered)? } else { Counted::new() };
-    let shown: Vec<String> = counted.iter().map(|(proto, count)| format!("{count} {proto}")).collect();
+    let shown: Vec<String> = counted.iter().map(|(proto, count)| format!("{count} {}", counted::label(*proto))).collect();
     println!("\nproxy_agent_service_connections_total of both agents: {}", shown.join(", "));
 
     for service in SHOWN {

@@ -8,7 +8,7 @@ use std::thread;
 use anyhow::{Context, Result, anyhow};
 
 use super::cases::{Case, Outcome, Source};
-use super::counted::{Counted, label};
+use super::counted::Counted;
 use crate::lab::{self, Connect, Counts, Lab};
 
 /// How long nobody may answer what is to be dropped.
@@ -32,8 +32,8 @@ pub(super) fn table(lab: &Lab, cases: &[&Case], tally: &mut Tally) -> Result<()>
         let held = holds(lab, case, seen)?;
         tally.held &= held;
         tally.connections += seen.counts.answered() + seen.counts.failed();
-        if let Some(proto) = label(case.proto).filter(|_| seen.counts.answered() > 0) {
-            *tally.answered.entry(proto).or_default() += seen.counts.answered();
+        if seen.counts.answered() > 0 {
+            *tally.answered.entry(case.proto).or_default() += seen.counts.answered();
         }
         let (to, mark) = (format!("{}/{}", case.to, case.proto), if held { "ok" } else { "WRONG" });
         println!("  {:<18} {:<6} {to:<28} {:<32} {:<30} {mark}", case.what, case.from, expected(case), reached(lab, case, seen)?);

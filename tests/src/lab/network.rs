@@ -276,7 +276,7 @@ fn set_sysctls(role: Role, rp_filter: u8) -> Result<()> {
 }
 
 /// Whether this kernel may give a reply to an IPv6 connection of a node's own that NAT has led to a pod to another socket, which has a
-/// connection to that pod from the same port: those before 6.6 do, and there it takes luck to be answered (docs/datapath.md).
+/// connection to that pod from the same port: those before 6.6 do, and the connection is not answered (docs/datapath.md).
 fn mistakes_sockets() -> Result<bool> {
     let path = "/proc/sys/kernel/osrelease";
     let release = fs::read_to_string(path).context(path)?;
