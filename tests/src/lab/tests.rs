@@ -268,8 +268,8 @@ fn programs_run_on_nodes() -> Result<()> {
     assert!(text.contains(&format!("/{}/node2/host", lab.name())) && text.contains("10.0.0.2/24"), "{text}");
     assert!(lab.node(2).cgroup().join("cgroup.procs").exists() && lab.node(2).bpffs().is_dir());
 
-    // A grandchild must not outlive the lab either.
-    let mut program = lab.spawn_on_node(1, script("sleep 1000 & echo pid $!; trap 'exit 7' TERM; wait"))?;
+    // A grandchild must not outlive the lab either. The trap is there before the line that is waited for.
+    let mut program = lab.spawn_on_node(1, script("trap 'exit 7' TERM; sleep 1000 & echo pid $!; wait"))?;
     program.wait_for_log(Duration::from_secs(5), "pid")?;
     let grandchild: u32 = program.log().trim().trim_start_matches("pid ").parse()?;
     assert_eq!(program.stop(Duration::from_secs(5))?.code(), Some(7));
